@@ -1,0 +1,405 @@
+"""The command line, the files and the pictures that the scripts share.
+
+Nothing here imports TensorFlow before `start_tensorflow`, so that wrong arguments are answered at once.
+"""
+
+import difflib
+import math
+import os
+import pathlib
+import re
+import shutil
+import sys
+import tempfile
+import time
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+MODELS = pathlib.Path("models")
+ORIGINAL = MODELS / "original"
+RESULTS = pathlib.Path("results")
+FULL_RESOLUTION = RESULTS / "full-resolution"
+LOG = MODELS / "logs.txt"
+
+REQUIRED = object()  # the default of a parameter that has none
+
+
+class UsageError(Exception):
+    """The call is wrong: exit status 2."""
+
+
+class DataError(Exception):
+    """A file or a folder is missing or not what it should be: exit status 1."""
+
+
+# The command line ----------------------------------------------------------------------------------------------------
+
+
+class Parameter(NamedTuple):
+    """One `name=value` argument. `default_text` says in words what a default of None stands for."""
+
+    name: str
+    kind: type
+    default: Any
+    meaning: str
+    minimum: float = -math.inf
+    maximum: float = math.inf
+    default_text: str = ""
+
+    def shown_default(self):
+        if self.default is REQUIRED:
+            return "obligatory"
+        if self.default is None:
+            return self.default_text
+        return str(self.default).lower() if self.kind is bool else str(self.default)
+
+
+def parse_arguments(argv, parameters, usage):
+    """Reads `name=value` arguments.
+
+    Args:
+      argv: the arguments as strings, without the script's name.
+      parameters: the `Parameter`s that the script knows.
+      usage: the script's call, for the help text.
+
+    Returns:
+      A namespace with a value for every parameter.
+
+    Raises:
+      UsageError: an unknown or repeated name, a value of the wrong type or out of range, an obligatory one missing.
+      SystemExit: with status 0, after printing the help text that was asked for.
+    """
+    if any(argument in ("help", "-h", "--help") for argument in argv):
+        print(help_text(parameters, usage))
+        raise SystemExit(0)
+    known = {parameter.name: parameter for parameter in parameters}
+    values = {}
+    for argument in argv:
+        name, equals, text = argument.partition("=")
+        if name not in known:
+            raise UsageError(_unknown_argument(argument, known))
+        if not equals:
+            raise UsageError(f"{name}: write it as {name}=VALUE ({known[name].meaning})")
+        if name in values:
+            raise UsageError(f"{name}: given twice")
+        values[name] = _parse_value(known[name], text)
+    for parameter in parameters:
+        if parameter.default is REQUIRED and parameter.name not in values:
+            raise UsageError(f"{parameter.name}: is missing; write {parameter.name}=VALUE ({parameter.meaning})")
+        values.setdefault(parameter.name, parameter.default)
+    return SimpleNamespace(**values)
+
+
+def help_text(parameters, usage):
+    """The text that `help` prints: the call, then each parameter with its default and its meaning."""
+    rows = [f"  {p.name:<16} {p.meaning} [{p.shown_default()}]" for p in parameters]
+    return "\n".join([f"usage: {usage}", "", "arguments, as name=value [default]:", *rows])
+
+
+def _unknown_argument(argument, known):
+    name = argument.partition("=")[0]
+    stripped = name.lstrip("-").replace("-", "_").lower()
+    if stripped in known:
+        return f"{argument}: write it as {stripped}=VALUE, without dashes and in lower case"
+    nearest = difflib.get_close_matches(stripped, known, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]}=?" if nearest else "known are " + ", ".join(known)
+    return f"{argument}: no such argument; {hint} (help lists all)"
+
+
+def _parse_value(parameter, text):
+    try:
+        value = _CONVERSIONS[parameter.kind](text)
+    except ValueError:
+        raise UsageError(f"{parameter.name}={text}: is to be {_KINDS[parameter.kind]} ({parameter.meaning})") from None
+    if parameter.kind in (int, float) and not parameter.minimum <= value <= parameter.maximum:
+        raise UsageError(f"{parameter.name}={text}: is to be {_range_text(parameter)} ({parameter.meaning})")
+    return value
+
+
+def _range_text(parameter):
+    if parameter.maximum == math.inf:
+        return f"{parameter.minimum:g} or more"
+    return f"from {parameter.minimum:g} to {parameter.maximum:g}"
+
+
+def _to_int(text):
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
+        raise ValueError(text)
+    return int(text)
+
+
+def _to_float(text):
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def _to_bool(text):
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
+
+
+def _to_text(text):
+    if not text.strip() or "\0" in text:
+        raise ValueError(text)
+    return text
+
+
+_CONVERSIONS = {int: _to_int, float: _to_float, bool: _to_bool, str: _to_text}
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a path"}
+
+
+def run(main):
+    """Calls main(arguments) and returns the exit status; an error is one message on stderr, without a traceback."""
+    try:
+        return main(sys.argv[1:]) or 0
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+
+
+# TensorFlow ----------------------------------------------------------------------------------------------------------
+
+
+def start_tensorflow(use_gpu=True):
+    """Imports TensorFlow, quietly, and says on which device it computes.
+
+    `use_gpu=False` hides every GPU from TensorFlow. A GPU's memory is taken as it is needed, not all at once.
+    TF_CPP_MIN_LOG_LEVEL=0 in the environment brings TensorFlow's own messages back.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    if not use_gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    tf = _import_without_chatter() if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3" else __import__("tensorflow")
+    gpus = tf.config.list_physical_devices("GPU")
+    if not use_gpu:
+        tf.config.set_visible_devices([], "GPU")
+        print("Computing on the CPU: use_gpu=false")
+    elif gpus:
+        for gpu in gpus:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        print("Computing on " + ", ".join(tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
+                                          for gpu in gpus))
+    else:
+        print("Computing on the CPU: TensorFlow sees no GPU (TF_CPP_MIN_LOG_LEVEL=0 lets it say why)")
+    return tf
+
+
+def _import_without_chatter():
+    """Imports TensorFlow, whose libraries write a page to stderr before any setting of the log level is heard."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as chatter:
+        os.dup2(chatter.fileno(), 2)
+        try:
+            import tensorflow
+            tensorflow.config.list_physical_devices()
+        except BaseException:
+            chatter.seek(0)
+            os.write(stderr, chatter.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+    return tensorflow
+
+
+# Checkpoints ---------------------------------------------------------------------------------------------------------
+#
+# A checkpoint is a pair of files in TensorFlow's V2 format, PREFIX.index and PREFIX.data-00000-of-00001.
+
+_SUFFIXES = ".data-00000-of-00001", ".index"
+
+
+def checkpoint_prefix(level, iteration):
+    return MODELS / f"pynet_level_{level}_iteration_{iteration}.ckpt"
+
+
+def saved_iterations(level):
+    """The iterations of which whole checkpoints of `level` lie in models/, in rising order."""
+    _finish_interrupted_saves()
+    found = []
+    for index in MODELS.glob(f"pynet_level_{level}_iteration_*.ckpt.index"):
+        match = re.fullmatch(rf"pynet_level_{level}_iteration_([0-9]+)\.ckpt\.index", index.name)
+        if match and _file(checkpoint_prefix(level, match[1]), _SUFFIXES[0]).exists():
+            found.append(int(match[1]))
+    return sorted(found)
+
+
+def find_checkpoint(level, iteration=None):
+    """The (prefix, iteration) of the checkpoint of `level` at `iteration`, or of the last one; DataError without one."""
+    saved = saved_iterations(level)
+    if not saved:
+        raise DataError(f"{MODELS}/ holds no checkpoint of level {level}: "
+                        f"train it first (python train_model.py level={level})")
+    if iteration is None:
+        iteration = saved[-1]
+    if iteration not in saved:
+        raise DataError(f"{checkpoint_prefix(level, iteration)}: no such checkpoint; restore_iter can be "
+                        + ", ".join(map(str, saved)))
+    return checkpoint_prefix(level, iteration), iteration
+
+
+def find_original():
+    """The prefix of the released weights in models/original/, whatever their name as long as there is just one."""
+    prefixes = sorted(index.with_suffix("") for index in ORIGINAL.glob("*.index"))
+    usual = ORIGINAL / "pynet_bokeh_level_0"
+    if usual in prefixes:
+        return usual
+    if len(prefixes) == 1:
+        return prefixes[0]
+    if prefixes:
+        raise DataError(f"{ORIGINAL}/ holds several checkpoints ({', '.join(p.name for p in prefixes)}): keep one")
+    raise DataError(f"{ORIGINAL}/ holds no checkpoint: put the released pynet_bokeh_level_0.index and "
+                    "pynet_bokeh_level_0.data-00000-of-00001 there (README, Downloads)")
+
+
+def save_checkpoint(variables, prefix):
+    """Writes {name: tf.Variable} to PREFIX.index and PREFIX.data-00000-of-00001.
+
+    A crash at any moment leaves either the checkpoint that was there before or the new one. The files are written
+    in a folder of their own, whose renaming to *.complete makes them count; only then do they replace older ones.
+    """
+    import tensorflow as tf
+    prefix = pathlib.Path(prefix)
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    writing = prefix.parent / f".{prefix.name}.writing"
+    complete = prefix.parent / f".{prefix.name}.complete"
+    shutil.rmtree(writing, ignore_errors=True)
+    writing.mkdir()
+    tf.raw_ops.SaveV2(prefix=str(writing / prefix.name), tensor_names=list(variables),
+                      shape_and_slices=[""] * len(variables), tensors=[v.read_value() for v in variables.values()])
+    for suffix in _SUFFIXES:
+        _to_disk(_file(writing / prefix.name, suffix))
+    writing.rename(complete)
+    _to_disk(prefix.parent)
+    _move_out(complete)
+
+
+def restore_checkpoint(variables, prefix):
+    """Reads every one of {name: tf.Variable} from a checkpoint; where that fails none is changed.
+
+    Raises:
+      DataError: a file is missing or damaged, or it lacks a variable or holds one of another shape.
+    """
+    import tensorflow as tf
+    for suffix in _SUFFIXES:
+        if not _file(prefix, suffix).is_file():
+            raise DataError(f"{_file(prefix, suffix)}: is missing; a checkpoint is an .index and a .data file")
+    try:
+        reader = tf.train.load_checkpoint(str(prefix))
+        stored = reader.get_variable_to_shape_map()
+        missing = [name for name in variables if name not in stored]
+        if missing:
+            raise DataError(f"{prefix}: holds no {missing[0]}" + _and_others(missing) + "; it is not a PyNET checkpoint")
+        wrong = [name for name, variable in variables.items() if stored[name] != variable.shape.as_list()]
+        if wrong:
+            raise DataError(f"{prefix}: {wrong[0]} is {stored[wrong[0]]}, not {variables[wrong[0]].shape.as_list()}"
+                            + _and_others(wrong) + "; it is the checkpoint of another network")
+        values = {}
+        for name in variables:
+            values[name] = reader.get_tensor(name)
+    except (tf.errors.OpError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{prefix}: is damaged, copy or download it again ({reason})") from None
+    for name, variable in variables.items():
+        variable.assign(values[name])
+
+
+def _and_others(names):
+    return f" (and {len(names) - 1} others)" if len(names) > 1 else ""
+
+
+def _file(prefix, suffix):
+    return pathlib.Path(f"{prefix}{suffix}")
+
+
+def _move_out(complete):
+    """Moves a whole checkpoint from its folder to its place. What a crash cuts short can be done again."""
+    for suffix in _SUFFIXES:
+        for file in complete.glob("*" + suffix):
+            file.replace(complete.parent / file.name)
+    complete.rmdir()
+
+
+def _finish_interrupted_saves():
+    for complete in MODELS.glob(".pynet_level_*.complete"):
+        _move_out(complete)
+
+
+def _to_disk(path):
+    """Waits until a file or a folder is on the disk, and not only in the machine's memory."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# Pictures and progress -----------------------------------------------------------------------------------------------
+
+
+def write_image(path, image):
+    """Writes a uint8 (height, width, 3) array as PNG or JPEG, by the ending of `path`; never half a file."""
+    import imageio.v3 as iio
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    options = {"quality": 95, "subsampling": 0} if path.suffix == ".jpg" else {"compress_level": 3}
+    iio.imwrite(partial, image, **options)
+    partial.replace(path)
+
+
+def to_uint8(image):
+    """float [0, 1] -> uint8, rounded; what lies outside is clipped."""
+    return np.uint8(np.clip(np.round(np.asarray(image) * 255), 0, 255))
+
+
+class ProgressLine:
+    """Says how far a loop is: one live line in a terminal, a plain line now and then elsewhere."""
+
+    SECONDS_BETWEEN_UPDATES = {True: 0.2, False: 30.0}  # in a terminal, and not
+
+    def __init__(self, total, what):
+        self._total, self._what = total, what
+        self._live = sys.stdout.isatty()
+        self._started = self._shown = time.monotonic()
+        self._done = 0
+        self._paused = 0.0
+
+    def update(self, done, text):
+        """Call after each step with the number of steps done and what is to be said of the last."""
+        self._done = done
+        now = time.monotonic()
+        if now - self._shown >= self.SECONDS_BETWEEN_UPDATES[self._live]:
+            self._shown = now
+            self._print(text, now - self._started)
+
+    def clear(self):
+        """Makes room for other output."""
+        if self._live:
+            print("\r\033[K", end="", flush=True)
+
+    def _print(self, text, seconds):
+        rate = self._done / seconds
+        left = (self._total - self._done) / rate
+        line = f"{self._what} {self._done}/{self._total} | {text} | {rate:.3g} it/s | {duration(left)} left"
+        print(f"\r\033[K{line}" if self._live else line, end="" if self._live else "\n", flush=True)
+
+
+def duration(seconds):
+    """1:02:03 for 3723 seconds."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
