@@ -31,6 +31,7 @@ def main(argv):
     if settings.orig and settings.restore_iter:
         raise UsageError("restore_iter: the released weights (orig=true) have no iterations; leave one of the two out")
     prefix, suffix = find_weights(settings)
+    utils.prepare_folders(utils.FULL_RESOLUTION)
     pairs = load_dataset.find_test_photos(settings.dataset_dir)
     with_target = sum(pair.bokeh is not None for pair in pairs)
     print(f"Data: {len(pairs)} test photos in {settings.dataset_dir}, {with_target} with a target")
@@ -53,7 +54,7 @@ def find_weights(settings):
 def render_all(settings, pairs, prefix, suffix):
     """Renders and measures photo by photo; the next ones are read meanwhile."""
     import model
-    pynet = model.build_pynet()
+    pynet = model.build_pynet(seed=None)
     utils.restore_checkpoint(pynet.variables, prefix)
     print(f"Weights: {prefix}")
     render = make_renderer(model.network_for_level(pynet, settings.level), settings.level)
@@ -78,7 +79,10 @@ def render_all(settings, pairs, prefix, suffix):
 
 
 def read_photo(pair, level):
-    """(pair, input, target or None); a damaged file gives (pair, DataError, None), so that the others are rendered."""
+    """(pair, input, target or None); what cannot be rendered gives (pair, DataError, None), so that the others are."""
+    width, height = pair.size
+    if not min(width, height) >> (level - 1):
+        return pair, DataError(f"{pair.photo}: is {width} x {height}, too small for level {level}"), None
     try:
         target = load_dataset.load_target(pair, level) if pair.bokeh else None
         return pair, load_dataset.load_input(pair), target
@@ -95,7 +99,7 @@ def make_renderer(network, level):
     """
     import tensorflow as tf
 
-    @tf.function(input_signature=[tf.TensorSpec([1, None, None, network.input_shape[-1]], tf.uint8)])
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec([1, None, None, network.input_shape[-1]], tf.uint8)])
     def run_network(photo):
         return tf.clip_by_value(network(tf.cast(photo, tf.float32) / 255, training=False), 0.0, 1.0)
 

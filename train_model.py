@@ -1,13 +1,19 @@
 """Trains one level of PyNET: python train_model.py level=N, with N = 7 first, then 6, 5, 4, 3, 2, 1.
 
-Each level starts from the last checkpoint of the level above. TensorFlow is imported by the functions that need it, so
-that a mistyped argument or a missing photo is answered before the seconds which that takes.
+Each level starts from the last checkpoint of the level above. A run that was stopped, however it was, goes on with
+resume=true as if it had not been. TensorFlow is imported by the functions that need it, so that a mistyped argument or a
+missing photo is answered before the seconds which that takes.
 """
 
+import dataclasses
 import datetime
+import hashlib
 import math
+import os
 import pathlib
+import signal
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
@@ -33,8 +39,21 @@ PARAMETERS = (
     Parameter("vgg_dir", str, "vgg_pretrained/imagenet-vgg-verydeep-19.mat",
               "VGG-19 file for the content loss; none trains level 1 without it"),
     Parameter("dataset_dir", str, "ebb_dataset/", "folder with train/ and test/"),
+    Parameter("resume", bool, False, "go on where a stopped run of the level was, with its settings"),
+    Parameter("seed", int, 0, "of the first weights of level 7, and of the choice of photos and patches", 0),
+    Parameter("max_to_keep", int, 100, "checkpoints of the level to keep, the newest ones", 1),
 )
 USAGE = "python train_model.py level=N [name=value ...]"
+
+
+@dataclasses.dataclass
+class Run:
+    """Where a run is: what resuming it takes besides the weights and Adam's moments."""
+
+    iteration: int = 0  # updates done
+    evaluated: bool = False  # whether the metrics of this iteration are in the log, where they are due
+    losses: list = dataclasses.field(default_factory=list)  # of the iterations since the last evaluation
+    checkpoints: list = dataclasses.field(default_factory=list)  # iterations of those that this run has written
 
 
 def main(argv):
@@ -42,15 +61,69 @@ def main(argv):
     settings = utils.parse_arguments(argv, PARAMETERS, USAGE)
     if settings.level == 7 and settings.restore_iter:
         raise UsageError("restore_iter: level 7 is the first to be trained and starts from no other level")
+    utils.prepare_folders(utils.MODELS, utils.RESULTS)
+    with utils.lock_level(settings.level):
+        utils.discard_half_saves(settings.level)
+        run, weights, photos_before = find_start(settings)
+        if run.iteration >= settings.num_train_iters and (run.evaluated or run.iteration > settings.num_train_iters):
+            print(f"Level {settings.level} has its {settings.num_train_iters} iterations; num_train_iters=... trains on")
+            return 0
+        vgg_file = find_vgg19(settings)
+        train_pairs = load_dataset.find_training_pairs(settings.dataset_dir, "train")
+        test_pairs = load_dataset.find_training_pairs(settings.dataset_dir, "test")
+        print(f"Data: {len(train_pairs)} training and {len(test_pairs)} test photos in {settings.dataset_dir}")
+        if photos_before not in (None, fingerprint(train_pairs)):
+            print(f"Note: these are not the training photos that the run had until now ({photos_before['count']} "
+                  "photos): it goes on with these")
+        utils.start_tensorflow()
+        return train(settings, run, weights, vgg_file, train_pairs, test_pairs)
+
+
+def find_start(settings):
+    """Where the level starts: (run, prefix of its weights or None, fingerprint of the photos it had until now or None).
+
+    Settings that are not on the command line of a resumed run become those that it had.
+    """
+    level, state = settings.level, utils.resume_prefix(settings.level)
+    before = read_state(state)
+    if before and settings.resume:
+        inherit_settings(settings, before)
+        print(f"Level {level} goes on after iteration {before.run.iteration} of {settings.num_train_iters} ({state})")
+        return before.run, state, before.photos
+    if settings.resume:
+        print(f"Nothing to resume: {utils.MODELS}/ holds no state of level {level}, so it starts as usual")
+    elif before:
+        print(f"Note: resume=true would go on after iteration {before.run.iteration} of level {level}; this run starts "
+              "anew, and replaces that state at its first checkpoint")
     if settings.num_train_iters is None:
-        settings.num_train_iters = DEFAULT_ITERATIONS[settings.level]
-    start = None if settings.level == 7 else utils.find_checkpoint(settings.level + 1, settings.restore_iter)
-    vgg_file = find_vgg19(settings)
-    train_pairs = load_dataset.find_training_pairs(settings.dataset_dir, "train")
-    test_pairs = load_dataset.find_training_pairs(settings.dataset_dir, "test")
-    print(f"Data: {len(train_pairs)} training and {len(test_pairs)} test photos in {settings.dataset_dir}")
-    utils.start_tensorflow()
-    train(settings, start, vgg_file, train_pairs, test_pairs)
+        settings.num_train_iters = DEFAULT_ITERATIONS[level]
+    if level == 7:
+        print("Level 7 starts from random weights")
+        return Run(), None, None
+    prefix, iteration = utils.find_checkpoint(level + 1, settings.restore_iter)
+    print(f"Level {level} starts from level {level + 1}, iteration {iteration} ({prefix})")
+    return Run(), prefix, None
+
+
+def read_state(prefix):
+    """The notes of a resumable state as run, settings and photos; None where there is no state, DataError if damaged."""
+    notes = utils.read_notes(prefix)
+    if notes is None:
+        return None
+    try:
+        return SimpleNamespace(run=Run(**notes["run"]), settings=dict(notes["settings"]), photos=dict(notes["photos"]))
+    except (KeyError, TypeError, ValueError):
+        raise DataError(f"{prefix}.json: is damaged; without it the level starts anew (delete {prefix}.*)") from None
+
+
+def inherit_settings(settings, before):
+    """Takes over what the command line leaves open from the run that is resumed, and says what it changes."""
+    for name, value in before.settings.items():
+        if name not in settings.given:
+            setattr(settings, name, value)
+        elif getattr(settings, name) != value:
+            print(f"Note: {name} was {value} until iteration {before.run.iteration}, "
+                  f"and is {getattr(settings, name)} from now on")
 
 
 def find_vgg19(settings):
@@ -69,62 +142,180 @@ def find_vgg19(settings):
     return None
 
 
-def train(settings, start, vgg_file, train_pairs, test_pairs):
-    """The story of a level: restore, then iterate; every eval_step save, measure and show."""
-    import model
-    import vgg
-
-    level, last = settings.level, settings.num_train_iters
-    pynet = model.build_pynet(load_dataset.PATCH, load_dataset.PATCH)
-    network = model.network_for_level(pynet, level)
-    if start:
-        prefix, iteration = start
-        utils.restore_checkpoint(pynet.variables, prefix)
-        print(f"Level {level} starts from level {level + 1}, iteration {iteration} ({prefix})")
-    else:
-        print("Level 7 starts from random weights")
-    vgg19 = vgg.load_vgg19(vgg_file) if vgg_file else None
-
-    adam = Adam(trained_variables(network))
-    training_step = make_training_step(network, level, vgg19, adam, settings.learning_rate)
-    evaluation_step = make_evaluation_step(network, level, vgg19)
-
-    def evaluate(iteration, training_loss):
-        line = log_line(iteration, training_loss, evaluate_and_show(
-            evaluation_step, test_pairs, settings, iteration))
-        print(line)
-        append_to_log(line)
-
-    append_to_log(heading(settings, start, train_pairs, test_pairs))
-    evaluate(0, math.nan)
-    losses = []
-    progress = utils.ProgressLine(last, f"level {level}, iteration")
-    done = 0
-    try:
-        for batch in load_dataset.training_batches(train_pairs, level, settings.batch_size, settings.train_size, 1, last):
-            losses.append(float(training_step(batch.inputs, batch.targets, done + 1)))
-            done += 1
-            progress.update(done, f"loss {losses[-1]:.4g}")
-            if done % settings.eval_step == 0 or done == last:
+def train(settings, run, weights, vgg_file, train_pairs, test_pairs):
+    """The story of a level: restore, then iterate; every eval_step save, measure and show. Returns the exit status."""
+    level = Level(settings, run, weights, vgg_file, train_pairs, test_pairs)
+    level.say_disk_space()
+    attempt(append_to_log, heading(settings, run, weights, train_pairs, test_pairs))
+    saved = True
+    with StopSignals() as stop:
+        if not run.evaluated:
+            level.evaluate(stop)
+        batches = load_dataset.training_batches(train_pairs, settings.level, settings.batch_size, settings.train_size,
+                                                run.iteration + 1, settings.num_train_iters, settings.seed)
+        progress = utils.ProgressLine(run.iteration, settings.num_train_iters, f"level {settings.level}, iteration")
+        while run.iteration < settings.num_train_iters and not stop.received:
+            batch = level.next_batch(batches)
+            level.update(batch)
+            progress.update(run.iteration, f"loss {run.losses[-1]:.4g}")
+            if not run.evaluated:
                 progress.clear()
-                utils.save_checkpoint(pynet.variables, utils.checkpoint_prefix(level, done))
-                print(f"saved {utils.checkpoint_prefix(level, done)}")
-                evaluate(done, np.mean(losses))
-                losses = []
-    except KeyboardInterrupt:
+                saved = level.save(level.save_weights, level.save_state)
+                level.evaluate(stop)
+        batches.close()
         progress.clear()
-        print(f"Stopped after iteration {done} of level {level}. {what_is_saved(level)}", file=sys.stderr)
-        raise
-
-
-def what_is_saved(level):
-    """What to do after a level was stopped."""
-    saved = utils.saved_iterations(level)
+        if stop.received:
+            saved = level.is_on_disk() or level.save(level.save_state)
+            print(f"Stopped after iteration {run.iteration} of level {settings.level}. " + (
+                f"This goes on: python train_model.py level={settings.level} resume=true" if run.iteration else
+                "There was nothing to save yet: start it again"), flush=True)
     if not saved:
-        return "No checkpoint was due yet: start the level again."
-    return (f"The last checkpoint is {utils.checkpoint_prefix(level, saved[-1])}; "
-            + (f"python train_model.py level={level - 1} starts from it." if level > 1 else
-               "python test_model.py renders with it."))
+        print("error: the last save failed; what was saved before is still there", file=sys.stderr)
+        return 1
+    return 128 + stop.received if stop.received else 0
+
+
+class Level:
+    """A level in training: its network with its moments, what one iteration does, and what is saved and shown."""
+
+    def __init__(self, settings, run, weights, vgg_file, train_pairs, test_pairs):
+        import model
+        import vgg
+        self.settings, self.run, self.train_pairs, self.test_pairs = settings, run, train_pairs, test_pairs
+        pynet = model.build_pynet(load_dataset.PATCH, load_dataset.PATCH, seed=None if weights else settings.seed)
+        network = model.network_for_level(pynet, settings.level)
+        self.adam = Adam(trained_variables(network))
+        self.variables = pynet.variables
+        self.state = pynet.variables | self.adam.named_moments(pynet.variables)
+        if weights:
+            utils.restore_checkpoint(self.state if run.iteration else self.variables, weights)
+        vgg19 = vgg.load_vgg19(vgg_file) if vgg_file else None
+        self.training_step = make_training_step(network, settings.level, vgg19, self.adam, settings.learning_rate)
+        self.evaluation_step = make_evaluation_step(network, settings.level, vgg19)
+        self.damaged_test_photos = load_dataset.DamagedPhotos(len(test_pairs))
+        self.state_iteration = run.iteration  # of the state on the disk, 0 while there is none of this run
+
+    def next_batch(self, batches):
+        """The next batch; where there can be none because too many photos are damaged, the state is saved first."""
+        try:
+            return next(batches)
+        except DataError:
+            if not self.is_on_disk():
+                self.save(self.save_state)
+            raise
+
+    def update(self, batch):
+        """One iteration. DataError if the loss is NaN or infinite: such a run is lost, its checkpoints must not be."""
+        value = float(self.training_step(batch.inputs, batch.targets, self.run.iteration + 1))
+        self.run.iteration += 1
+        self.run.losses.append(value)
+        self.run.evaluated = bool(self.run.iteration % self.settings.eval_step
+                                  and self.run.iteration < self.settings.num_train_iters)
+        if not math.isfinite(value):
+            raise self.not_finite(f"the loss is {value} (photos {', '.join(batch.names)})")
+
+    def save(self, *actions):
+        """Calls what saves weights or state; False where that fails. DataError if the weights are NaN or infinite."""
+        import tensorflow as tf
+        if not all(tf.reduce_all(tf.math.is_finite(variable)) for variable in self.adam.variables):
+            raise self.not_finite("the weights are no longer finite")
+        return all([attempt(action) for action in actions])
+
+    def not_finite(self, what):
+        """The error that ends a run whose numbers have become NaN or infinite."""
+        return DataError(f"iteration {self.run.iteration}: {what}. Nothing of it was saved. Try a lower learning_rate (it "
+                         f"is {self.settings.learning_rate:g}) or a larger batch_size (it is {self.settings.batch_size}); "
+                         "resume=true goes on from the last good state, where there is one")
+
+    def save_weights(self):
+        """Writes the checkpoint of this iteration, then deletes this run's oldest ones beyond max_to_keep."""
+        run, level = self.run, self.settings.level
+        utils.save_checkpoint(self.variables, utils.checkpoint_prefix(level, run.iteration))
+        print(f"saved {utils.checkpoint_prefix(level, run.iteration)}", flush=True)
+        run.checkpoints = [iteration for iteration in run.checkpoints if iteration != run.iteration] + [run.iteration]
+        while len(run.checkpoints) > self.settings.max_to_keep:
+            utils.remove_checkpoint(utils.checkpoint_prefix(level, run.checkpoints.pop(0)))
+
+    def save_state(self):
+        """Writes all that resuming takes: weights, moments and notes. It replaces the state of an earlier iteration."""
+        utils.save_checkpoint(self.state, utils.resume_prefix(self.settings.level), self.notes())
+        self.state_iteration = self.run.iteration
+
+    def is_on_disk(self):
+        """Whether nothing would be lost if the process ended now."""
+        return self.state_iteration == self.run.iteration
+
+    def notes(self):
+        """What is kept beside the state."""
+        return {"run": dataclasses.asdict(self.run), "settings": inherited(self.settings),
+                "photos": fingerprint(self.train_pairs)}
+
+    def evaluate(self, stop):
+        """Measures the test photos, shows the first few, and adds a line to the log; nothing if it is stopped midway."""
+        run = self.run
+        test = evaluate_and_show(self.evaluation_step, self.test_pairs, self.damaged_test_photos, self.settings,
+                                 run.iteration, stop)
+        if test is None:
+            return
+        line = log_line(run.iteration, np.mean(run.losses) if run.losses else math.nan, test)
+        print(line, flush=True)
+        attempt(append_to_log, line)
+        run.losses, run.evaluated = [], True
+        if run.iteration and self.is_on_disk():
+            attempt(utils.write_notes, utils.resume_prefix(self.settings.level), self.notes())
+
+    def say_disk_space(self):
+        """Says how much disk the checkpoints of the level can take, and warns where there is less."""
+        weights_size, state_size = (sum(4 * variable.shape.num_elements() for variable in which.values())
+                                    for which in (self.variables, self.state))
+        to_come = math.ceil((self.settings.num_train_iters - self.run.iteration) / self.settings.eval_step)
+        count = min(self.settings.max_to_keep, to_come)
+        needed, free = count * weights_size + 2 * state_size, utils.free_space(utils.MODELS)
+        print(f"Disk: up to {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free (checkpoints to come: {count} of "
+              f"{weights_size / 1e6:.0f} MB; resumable state: {state_size / 1e6:.0f} MB, twice while it is written)")
+        if free < needed:
+            print(f"warning: that is more than is free in {utils.MODELS}/: make room, or lower max_to_keep "
+                  f"(it is {self.settings.max_to_keep})", file=sys.stderr)
+
+
+class StopSignals:
+    """While it is in use, Ctrl-C and SIGTERM are only noted as `received`; a second Ctrl-C stops the process at once."""
+
+    def __enter__(self):
+        self.received = None
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, _):
+        self.received = number
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.write(2, b"\nstopping after this iteration (Ctrl-C stops at once)\n")  # print() may be under way already
+
+
+def attempt(action, *arguments):
+    """Calls action(*arguments); where it cannot write that is said, and False returned: training goes on."""
+    try:
+        action(*arguments)
+        return True
+    except (OSError, DataError) as error:
+        print(f"warning: {error}; the training goes on", file=sys.stderr)
+        return False
+
+
+def inherited(settings):
+    """The settings that a resumed run takes over: all but those that say where to start."""
+    return {name: value for name, value in vars(settings).items()
+            if name not in ("level", "restore_iter", "resume", "given")}
+
+
+def fingerprint(pairs):
+    """Tells a list of photos from another: their number, and a checksum of their names."""
+    names = "\n".join(pair.name for pair in pairs)
+    return {"count": len(pairs), "names_sha256": hashlib.sha256(names.encode()).hexdigest()}
 
 
 # Losses and metrics --------------------------------------------------------------------------------------------------
@@ -190,6 +381,12 @@ class Adam:
         self.variables = variables
         self.moments = [tuple(tf.Variable(tf.zeros_like(variable)) for _ in range(2)) for variable in variables]
 
+    def named_moments(self, variables):
+        """{name: tf.Variable} of the moments, named after {name: variable} as TensorFlow 1 names them."""
+        names = {id(variable): name for name, variable in variables.items()}
+        return {names[id(variable)] + suffix: moment for variable, moments in zip(self.variables, self.moments)
+                for suffix, moment in zip(("/Adam", "/Adam_1"), moments)}
+
     def apply(self, gradients, iteration, learning_rate):
         """Updates the variables. `iteration` is t, 1 for the first update."""
         import tensorflow as tf
@@ -211,7 +408,7 @@ def make_training_step(network, level, vgg19, adam, learning_rate):
     """Returns step(inputs, targets, iteration): one update on uint8 arrays; it gives the loss before the update."""
     import tensorflow as tf
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(inputs, targets, iteration):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(adam.variables)
@@ -228,7 +425,7 @@ def make_evaluation_step(network, level, vgg19):
     import tensorflow as tf
     side, patch = load_dataset.target_side(level), load_dataset.PATCH
 
-    @tf.function(input_signature=[tf.TensorSpec([None, patch, patch, network.input_shape[-1]], tf.uint8),
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec([None, patch, patch, network.input_shape[-1]], tf.uint8),
                                   tf.TensorSpec([None, side, side, 3], tf.uint8)])
     def step(inputs, targets):
         outputs = network(_to_unit_range(inputs), training=False)
@@ -245,19 +442,21 @@ def _to_unit_range(images):
 # What is reported ----------------------------------------------------------------------------------------------------
 
 
-def evaluate_and_show(evaluation_step, test_pairs, settings, iteration):
-    """Means of the metrics over all test patches; writes the visual crops of the first few."""
-    totals, shown = {}, 0
-    for batch in load_dataset.test_batches(test_pairs, settings.level, settings.batch_size):
+def evaluate_and_show(evaluation_step, test_pairs, damaged, settings, iteration, stop):
+    """Means of the metrics over all test patches; writes the visual crops of the first few. None where it is stopped."""
+    totals, count = {}, 0
+    for batch in load_dataset.test_batches(test_pairs, settings.level, settings.batch_size, damaged):
+        if stop.received:
+            return None
         found, outputs = evaluation_step(batch.inputs, batch.targets)
         for name, value in found.items():
             totals[name] = totals.get(name, 0.0) + float(value) * len(batch.names)
-        for parts in zip(batch.inputs, outputs.numpy(), batch.targets):
-            if shown < VISUAL_CROPS:
-                utils.write_image(utils.RESULTS / f"pynet_img_{shown}_level_{settings.level}_iter_{iteration}.jpg",
-                                  visual_crop(*parts))
-                shown += 1
-    return {name: total / len(test_pairs) for name, total in totals.items()}
+        for place, parts in enumerate(zip(batch.inputs, outputs.numpy(), batch.targets), count):
+            if place < VISUAL_CROPS:
+                path = utils.RESULTS / f"pynet_img_{place}_level_{settings.level}_iter_{iteration}.jpg"
+                attempt(utils.write_image, path, visual_crop(*parts))
+        count += len(batch.names)
+    return {name: total / count for name, total in totals.items()}
 
 
 def visual_crop(patch, output, target):
@@ -277,16 +476,16 @@ def log_line(iteration, training_loss, test):
     return f"step {iteration} | training: {training_loss:.4g}, test: {test['loss']:.4g} | {terms}"
 
 
-def heading(settings, start, train_pairs, test_pairs):
+def heading(settings, run, weights, train_pairs, test_pairs):
     """The line above a run's lines in models/logs.txt."""
-    arguments = " ".join(f"{name}={value}" for name, value in vars(settings).items() if value is not None)
-    return (f"# {datetime.datetime.now():%Y-%m-%d %H:%M:%S} | {arguments} | from {start[0].name if start else 'nothing'}"
-            f" | {len(train_pairs)} training, {len(test_pairs)} test photos")
+    arguments = " ".join(f"{name}={value}" for name, value in inherited(settings).items())
+    start = f"resumed after iteration {run.iteration}" if run.iteration else f"from {weights.name if weights else 'nothing'}"
+    return (f"# {datetime.datetime.now():%Y-%m-%d %H:%M:%S} | level={settings.level} {arguments} | {start} | "
+            f"{len(train_pairs)} training, {len(test_pairs)} test photos")
 
 
 def append_to_log(line):
     """Adds a line to models/logs.txt."""
-    utils.LOG.parent.mkdir(parents=True, exist_ok=True)
     with open(utils.LOG, "a", encoding="utf-8") as log:
         print(line, file=log)
 

@@ -4,9 +4,12 @@ Nothing here imports TensorFlow before `start_tensorflow`, so that wrong argumen
 """
 
 import difflib
+import fcntl
+import json
 import math
 import os
 import pathlib
+import platform
 import re
 import shutil
 import sys
@@ -65,7 +68,7 @@ def parse_arguments(argv, parameters, usage):
       usage: the script's call, for the help text.
 
     Returns:
-      A namespace with a value for every parameter.
+      A namespace with a value for every parameter, and the names of those that were on the command line as `given`.
 
     Raises:
       UsageError: an unknown or repeated name, a value of the wrong type or out of range, an obligatory one missing.
@@ -88,8 +91,8 @@ def parse_arguments(argv, parameters, usage):
     for parameter in parameters:
         if parameter.default is REQUIRED and parameter.name not in values:
             raise UsageError(f"{parameter.name}: is missing; write {parameter.name}=VALUE ({parameter.meaning})")
-        values.setdefault(parameter.name, parameter.default)
-    return SimpleNamespace(**values)
+    defaults = {parameter.name: parameter.default for parameter in parameters}
+    return SimpleNamespace(**defaults | values, given=frozenset(values))
 
 
 def help_text(parameters, usage):
@@ -158,7 +161,7 @@ def run(main):
     try:
         return main(sys.argv[1:]) or 0
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", *str(error).split(), file=sys.stderr)  # one line, whatever the arguments held
         return 2
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -166,6 +169,12 @@ def run(main):
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
+    except Exception as error:
+        if type(error).__name__ != "ResourceExhaustedError":  # of TensorFlow, which need not be imported
+            raise
+        print("error: the device's memory is full; a smaller batch_size needs less (training), "
+              "or the CPU can do it: use_gpu=false (rendering)", file=sys.stderr)
+        return 1
 
 
 # TensorFlow ----------------------------------------------------------------------------------------------------------
@@ -215,6 +224,44 @@ def _import_without_chatter():
     return tensorflow
 
 
+# Folders -------------------------------------------------------------------------------------------------------------
+
+
+def prepare_folders(*folders):
+    """Makes the folders where they do not exist, and tries by writing whether they can be written; DataError if not."""
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as trial:
+                trial.write(b"trial")
+        except OSError as error:
+            raise DataError(f"{folder}/: cannot be written ({error.strerror})") from None
+
+
+def free_space(folder):
+    """In bytes."""
+    return shutil.disk_usage(folder).free
+
+
+def lock_level(level):
+    """Keeps other runs from training the same level in this folder, as long as the returned file is open.
+
+    The lock is the kernel's and ends with the process, however that ends. DataError names the run that holds it.
+    """
+    path = MODELS / f".pynet_level_{level}.lock"
+    lock = open(path, "a+", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.seek(0)
+        raise DataError(f"{MODELS}/: level {level} is being trained here by another run ({lock.read().strip()}): "
+                        "wait for it, or train in another folder") from None
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {platform.node()}\n")
+    lock.flush()
+    return lock
+
+
 # Checkpoints ---------------------------------------------------------------------------------------------------------
 #
 # A checkpoint is a pair of files in TensorFlow's V2 format, PREFIX.index and PREFIX.data-00000-of-00001.
@@ -226,9 +273,14 @@ def checkpoint_prefix(level, iteration):
     return MODELS / f"pynet_level_{level}_iteration_{iteration}.ckpt"
 
 
+def resume_prefix(level):
+    """Of the state from which the training of a level can be resumed: weights, Adam's moments and notes."""
+    return MODELS / f"pynet_level_{level}_resume.ckpt"
+
+
 def saved_iterations(level):
     """The iterations of which whole checkpoints of `level` lie in models/, in rising order."""
-    _finish_interrupted_saves()
+    finish_interrupted_saves(MODELS)
     found = []
     for index in MODELS.glob(f"pynet_level_{level}_iteration_*.ckpt.index"):
         match = re.fullmatch(rf"pynet_level_{level}_iteration_([0-9]+)\.ckpt\.index", index.name)
@@ -265,26 +317,61 @@ def find_original():
                     "pynet_bokeh_level_0.data-00000-of-00001 there (README, Downloads)")
 
 
-def save_checkpoint(variables, prefix):
-    """Writes {name: tf.Variable} to PREFIX.index and PREFIX.data-00000-of-00001.
+def save_checkpoint(variables, prefix, notes=None):
+    """Writes {name: tf.Variable} to PREFIX.index and PREFIX.data-00000-of-00001, and `notes` to PREFIX.json if given.
 
     A crash at any moment leaves either the checkpoint that was there before or the new one. The files are written
     in a folder of their own, whose renaming to *.complete makes them count; only then do they replace older ones.
+
+    Raises:
+      DataError: the files could not be written, for example because the disk is full; what was there before stays.
     """
     import tensorflow as tf
     prefix = pathlib.Path(prefix)
-    prefix.parent.mkdir(parents=True, exist_ok=True)
     writing = prefix.parent / f".{prefix.name}.writing"
     complete = prefix.parent / f".{prefix.name}.complete"
-    shutil.rmtree(writing, ignore_errors=True)
-    writing.mkdir()
-    tf.raw_ops.SaveV2(prefix=str(writing / prefix.name), tensor_names=list(variables),
-                      shape_and_slices=[""] * len(variables), tensors=[v.read_value() for v in variables.values()])
-    for suffix in _SUFFIXES:
-        _to_disk(_file(writing / prefix.name, suffix))
-    writing.rename(complete)
-    _to_disk(prefix.parent)
-    _move_out(complete)
+    try:
+        finish_interrupted_saves(prefix.parent)
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir()
+        tf.raw_ops.SaveV2(prefix=str(writing / prefix.name), tensor_names=list(variables),
+                          shape_and_slices=[""] * len(variables), tensors=[v.read_value() for v in variables.values()])
+        if notes is not None:
+            write_notes(writing / prefix.name, notes)
+        for file in writing.iterdir():
+            _to_disk(file)
+        writing.rename(complete)
+        _to_disk(prefix.parent)
+        _move_out(complete)
+    except (OSError, tf.errors.OpError) as error:
+        shutil.rmtree(writing, ignore_errors=True)
+        raise DataError(f"{prefix}: could not be saved ({str(error).splitlines()[0]})") from None
+
+
+def write_notes(prefix, notes):
+    """Writes or replaces PREFIX.json, whole or not at all."""
+    path = _file(prefix, ".json")
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def remove_checkpoint(prefix):
+    """Deletes a checkpoint's files, the index first: without it the rest no longer counts as a checkpoint."""
+    for suffix in reversed(_SUFFIXES):
+        _file(prefix, suffix).unlink(missing_ok=True)
+
+
+def read_notes(prefix):
+    """What `save_checkpoint` was given as notes; None where there is no such checkpoint, DataError if damaged."""
+    finish_interrupted_saves(pathlib.Path(prefix).parent)
+    path = _file(prefix, ".json")
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: is damaged ({error}); without it the level starts anew (delete {prefix}.*)") from None
 
 
 def restore_checkpoint(variables, prefix):
@@ -310,7 +397,7 @@ def restore_checkpoint(variables, prefix):
         values = {}
         for name in variables:
             values[name] = reader.get_tensor(name)
-    except (tf.errors.OpError, RuntimeError, ValueError) as error:
+    except (tf.errors.OpError, IndexError, RuntimeError, ValueError) as error:  # IndexError: a short .data file
         reason = str(error).splitlines()[0]
         raise DataError(f"{prefix}: is damaged, copy or download it again ({reason})") from None
     for name, variable in variables.items():
@@ -327,15 +414,24 @@ def _file(prefix, suffix):
 
 def _move_out(complete):
     """Moves a whole checkpoint from its folder to its place. What a crash cuts short can be done again."""
-    for suffix in _SUFFIXES:
-        for file in complete.glob("*" + suffix):
-            file.replace(complete.parent / file.name)
+    for file in sorted(complete.iterdir()):  # the data before the index
+        file.replace(complete.parent / file.name)
     complete.rmdir()
 
 
-def _finish_interrupted_saves():
-    for complete in MODELS.glob(".pynet_level_*.complete"):
-        _move_out(complete)
+def finish_interrupted_saves(folder):
+    """Brings checkpoints to their place that were whole when a crash cut their saving short."""
+    for complete in folder.glob(".*.complete"):
+        try:
+            _move_out(complete)
+        except FileNotFoundError:
+            pass  # another process, which trains, was just doing the same
+
+
+def discard_half_saves(level):
+    """Deletes what a crash left of checkpoints of a level that were not whole. Call with the level locked."""
+    for writing in MODELS.glob(f".pynet_level_{level}_*.writing"):
+        shutil.rmtree(writing, ignore_errors=True)
 
 
 def _to_disk(path):
@@ -357,8 +453,12 @@ def write_image(path, image):
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     options = {"quality": 95, "subsampling": 0} if path.suffix == ".jpg" else {"compress_level": 3}
-    iio.imwrite(partial, image, **options)
-    partial.replace(path)
+    try:
+        iio.imwrite(partial, image, **options)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def to_uint8(image):
@@ -371,31 +471,26 @@ class ProgressLine:
 
     SECONDS_BETWEEN_UPDATES = {True: 0.2, False: 30.0}  # in a terminal, and not
 
-    def __init__(self, total, what):
-        self._total, self._what = total, what
+    def __init__(self, done, total, what):
+        self._first, self._total, self._what = done, total, what
         self._live = sys.stdout.isatty()
         self._started = self._shown = time.monotonic()
-        self._done = 0
-        self._paused = 0.0
 
     def update(self, done, text):
         """Call after each step with the number of steps done and what is to be said of the last."""
-        self._done = done
         now = time.monotonic()
-        if now - self._shown >= self.SECONDS_BETWEEN_UPDATES[self._live]:
-            self._shown = now
-            self._print(text, now - self._started)
+        if now - self._shown < self.SECONDS_BETWEEN_UPDATES[self._live]:
+            return
+        self._shown = now
+        rate = (done - self._first) / (now - self._started)
+        left = duration((self._total - done) / rate)
+        line = f"{self._what} {done}/{self._total} | {text} | {rate:.3g} it/s | {left} left"
+        print(f"\r\033[K{line}" if self._live else line, end="" if self._live else "\n", flush=True)
 
     def clear(self):
         """Makes room for other output."""
         if self._live:
             print("\r\033[K", end="", flush=True)
-
-    def _print(self, text, seconds):
-        rate = self._done / seconds
-        left = (self._total - self._done) / rate
-        line = f"{self._what} {self._done}/{self._total} | {text} | {rate:.3g} it/s | {duration(left)} left"
-        print(f"\r\033[K{line}" if self._live else line, end="" if self._live else "\n", flush=True)
 
 
 def duration(seconds):

@@ -1,0 +1,259 @@
+"""The command line of both scripts: what they take, and the one clear line for a call that is wrong.
+
+    python tests/test_command_line.py     prints the wrong calls with their answers
+"""
+
+import shlex
+import sys
+
+import pytest
+
+import test_model
+import train_model
+import utils
+from utils import DataError, UsageError
+
+SCRIPTS = {"train_model.py": train_model, "test_model.py": test_model}
+
+DEFAULTS = {  # as the help text and the README show them
+    "train_model.py": {
+        "level": "obligatory", "batch_size": "50", "train_size": "4894", "eval_step": "1000", "learning_rate": "5e-05",
+        "restore_iter": "last saved",
+        "num_train_iters": "5000, 5000, 20000, 20000, 30000, 80000, 100000 for levels 7 ... 1",
+        "vgg_dir": "vgg_pretrained/imagenet-vgg-verydeep-19.mat", "dataset_dir": "ebb_dataset/"},
+    "test_model.py": {"level": "1", "orig": "false", "restore_iter": "last saved", "use_gpu": "true",
+                      "dataset_dir": "ebb_dataset/"}}
+
+WRONG_CALLS = {  # the call, and what its one line has to say
+    # the level
+    "train_model.py": ["level", "is missing"],
+    "train_model.py batch_size=5": ["level", "is missing"],
+    "train_model.py level": ["level=VALUE"],
+    "train_model.py level=": ["level=", "whole number"],
+    "train_model.py level=0": ["level=0", "from 1 to 7"],
+    "train_model.py level=8": ["level=8", "from 1 to 7"],
+    "train_model.py level=-1": ["level=-1", "from 1 to 7"],
+    "train_model.py level=seven": ["level=seven", "whole number"],
+    "train_model.py level=7.0": ["level=7.0", "whole number"],
+    "train_model.py level=1e0": ["level=1e0", "whole number"],
+    "train_model.py level==7": ["level==7", "whole number"],
+    "train_model.py level=7,6": ["level=7,6", "whole number"],
+    "train_model.py level=٧": ["level=٧", "whole number"],
+    "train_model.py level=1_0": ["level=1_0", "whole number"],
+    "train_model.py level=99999999999999999999999": ["level=", "9999"],
+    "train_model.py level = 7": ["level"],
+    "train_model.py 'level =7'": ["level="],
+    "train_model.py 'level=7\n8'": ["level=7"],
+    "train_model.py level=7 level=6": ["level", "twice"],
+    # names that are not quite right
+    "train_model.py levle=7": ["levle=7", "did you mean level="],
+    "train_model.py lvl=7": ["lvl=7", "level"],
+    "train_model.py Level=7": ["Level=7", "level=VALUE"],
+    "train_model.py --level=7": ["--level=7", "level=VALUE", "without dashes"],
+    "train_model.py -level=7": ["-level=7", "level=VALUE", "without dashes"],
+    "train_model.py --level 7": ["--level", "level=VALUE", "without dashes"],
+    "train_model.py level=7 batchsize=5": ["batchsize=5", "did you mean batch_size="],
+    "train_model.py level=7 batch-size=5": ["batch-size=5", "batch_size="],
+    "train_model.py level=7 batch_sizes=5": ["batch_sizes=5", "did you mean batch_size="],
+    "train_model.py level=7 trainsize=5": ["trainsize=5", "did you mean train_size="],
+    "train_model.py level=7 eval_steps=5": ["eval_steps=5", "did you mean eval_step="],
+    "train_model.py level=7 learning-rate=1e-4": ["learning-rate=1e-4", "learning_rate="],
+    "train_model.py level=7 learnig_rate=1e-4": ["learnig_rate=1e-4", "did you mean learning_rate="],
+    "train_model.py level=6 restore_iters=5": ["restore_iters=5", "did you mean restore_iter="],
+    "train_model.py level=7 num_train_iter=5": ["num_train_iter=5", "did you mean num_train_iters="],
+    "train_model.py level=7 vggdir=x": ["vggdir=x", "did you mean vgg_dir="],
+    "train_model.py level=7 datasetdir=x": ["datasetdir=x", "did you mean dataset_dir="],
+    "train_model.py level=7 DATASET_DIR=x": ["DATASET_DIR=x", "dataset_dir="],
+    # names that mean nothing here
+    "train_model.py level=7 now": ["now", "known are", "learning_rate"],
+    "train_model.py 7": ["7", "known are", "level"],
+    "train_model.py =7": ["=7", "known are"],
+    "train_model.py ''": ["known are"],
+    "train_model.py level=7 orig=true": ["orig=true"],
+    "train_model.py level=7 gpu_count=2": ["gpu_count=2"],
+    # values that are not possible
+    "train_model.py level=7 batch_size=0": ["batch_size=0", "1 or more"],
+    "train_model.py level=7 batch_size=-5": ["batch_size=-5", "1 or more"],
+    "train_model.py level=7 batch_size=2.5": ["batch_size=2.5", "whole number"],
+    "train_model.py level=7 batch_size=": ["batch_size=", "whole number"],
+    "train_model.py level=7 train_size=0": ["train_size=0", "1 or more"],
+    "train_model.py level=7 train_size=all": ["train_size=all", "whole number"],
+    "train_model.py level=7 eval_step=0": ["eval_step=0", "1 or more"],
+    "train_model.py level=7 learning_rate=0": ["learning_rate=0", "from"],
+    "train_model.py level=7 learning_rate=-1e-4": ["learning_rate=-1e-4", "from"],
+    "train_model.py level=7 learning_rate=100": ["learning_rate=100", "from"],
+    "train_model.py level=7 learning_rate=fast": ["learning_rate=fast", "a number"],
+    "train_model.py level=7 learning_rate=nan": ["learning_rate=nan", "a number"],
+    "train_model.py level=7 learning_rate=inf": ["learning_rate=inf", "a number"],
+    "train_model.py level=7 learning_rate=5e-5,": ["learning_rate=5e-5,", "a number"],
+    "train_model.py level=6 restore_iter=0": ["restore_iter=0", "1 or more"],
+    "train_model.py level=6 restore_iter=last": ["restore_iter=last", "whole number"],
+    "train_model.py level=7 num_train_iters=0": ["num_train_iters=0", "1 or more"],
+    "train_model.py level=7 num_train_iters=1e4": ["num_train_iters=1e4", "whole number"],
+    "train_model.py level=7 vgg_dir=": ["vgg_dir=", "path"],
+    "train_model.py level=7 'dataset_dir= '": ["dataset_dir=", "path"],
+    # what does not go together
+    "train_model.py level=7 restore_iter=1000": ["restore_iter", "level 7"],
+    # the other script
+    "test_model.py level=0": ["level=0", "from 1 to 7"],
+    "test_model.py level=8": ["level=8", "from 1 to 7"],
+    "test_model.py level=full": ["level=full", "whole number"],
+    "test_model.py level=1 level=2": ["level", "twice"],
+    "test_model.py orig": ["orig=VALUE"],
+    "test_model.py orig=yes": ["orig=yes", "true or false"],
+    "test_model.py orig=1": ["orig=1", "true or false"],
+    "test_model.py --orig=true": ["--orig=true", "orig=VALUE", "without dashes"],
+    "test_model.py original=true": ["original=true", "did you mean orig="],
+    "test_model.py restore_iter=0": ["restore_iter=0", "1 or more"],
+    "test_model.py restore_iter=latest": ["restore_iter=latest", "whole number"],
+    "test_model.py orig=true restore_iter=1000": ["restore_iter", "orig=true"],
+    "test_model.py use_gpu=0": ["use_gpu=0", "true or false"],
+    "test_model.py use_gpu=": ["use_gpu=", "true or false"],
+    "test_model.py usegpu=false": ["usegpu=false", "did you mean use_gpu="],
+    "test_model.py use-gpu=false": ["use-gpu=false", "use_gpu="],
+    "test_model.py gpu=false": ["gpu=false", "use_gpu"],
+    "test_model.py dataset_dir=": ["dataset_dir=", "path"],
+    "test_model.py batch_size=5": ["batch_size=5"],
+    "test_model.py ebb_dataset/": ["ebb_dataset/", "dataset_dir"],
+}
+
+
+def script_and_arguments(wrong_call):
+    script, *arguments = shlex.split(wrong_call)
+    return SCRIPTS[script], arguments
+
+
+# Wrong calls ---------------------------------------------------------------------------------------------------------
+
+
+def test_at_least_50_wrong_calls_are_tried():
+    assert len(WRONG_CALLS) >= 50
+
+
+@pytest.mark.parametrize("wrong_call", WRONG_CALLS)
+def test_wrong_call_is_answered_with_one_line_that_says_what_was_meant(workplace, call, wrong_call):
+    script, arguments = script_and_arguments(wrong_call)
+    done = call(script, *arguments)
+    assert (done.status, done.out) == (2, "")
+    assert done.err.startswith("error: ") and done.err.count("\n") == 1 and done.err.endswith("\n")
+    assert [word for word in WRONG_CALLS[wrong_call] if word not in done.err] == []
+    assert list(workplace.rglob("*")) == [workplace / "models"]  # nothing was written
+
+
+def test_wrong_calls_are_answered_before_tensorflow_is_imported(tmp_path, run_python):
+    calls = [shlex.split(wrong_call) for wrong_call in WRONG_CALLS]
+    done = run_python(f"""if True:
+        import sys, test_model, train_model, utils
+        scripts = {{"train_model.py": train_model, "test_model.py": test_model}}
+        for sys.argv in {calls}:
+            assert utils.run(scripts[sys.argv[0]].main) == 2, sys.argv
+        print([name for name in ("tensorflow", "keras", "scipy") if name in sys.modules])
+        """, cwd=tmp_path)
+    assert done.out == "[]\n" and done.err.count("error: ") == len(WRONG_CALLS)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_script_as_a_process_answers_a_wrong_call_with_one_line_and_status_2(tmp_path, run_script, script):
+    done = run_script(script, "levle=7", cwd=tmp_path)
+    assert (done.status, done.out) == (2, "")
+    assert done.err == "error: levle=7: no such argument; did you mean level=? (help lists all)\n"
+
+
+# What is missing on the disk -----------------------------------------------------------------------------------------
+
+
+def test_level_6_without_level_7_is_answered_with_the_command_to_run(workplace, call, monkeypatch):
+    monkeypatch.setattr(utils, "start_tensorflow", lambda *_: pytest.fail("asked for TensorFlow"))
+    done = call(train_model, "level=6")
+    assert done.status == 1
+    assert done.err.count("\n") == 1 and "python train_model.py level=7" in done.err
+
+
+def test_missing_data_set_is_named_before_tensorflow_is_imported(workplace, call, monkeypatch):
+    monkeypatch.setattr(utils, "start_tensorflow", lambda *_: pytest.fail("asked for TensorFlow"))
+    done = call(train_model, "level=7", "dataset_dir=nowhere")
+    assert done.status == 1
+    assert done.err.startswith("error: ") and "nowhere/train/original" in done.err and "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("error, status", [(UsageError("it"), 2), (DataError("it"), 1)])
+def test_errors_become_one_line_and_a_status(capsys, error, status):
+    def main(argv):
+        raise error
+    assert utils.run(main) == status
+    assert capsys.readouterr().err == "error: it\n"
+
+
+def test_a_bug_is_not_hidden():
+    def main(argv):
+        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        utils.run(main)
+
+
+# Right calls ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_defaults_are_those_of_the_design(script):
+    shown = {parameter.name: parameter.shown_default() for parameter in SCRIPTS[script].PARAMETERS}
+    assert {name: shown.get(name) for name in DEFAULTS[script]} == DEFAULTS[script]
+
+
+def test_default_iterations_are_the_papers_schedule():
+    assert train_model.DEFAULT_ITERATIONS == {7: 5000, 6: 5000, 5: 20000, 4: 20000, 3: 30000, 2: 80000, 1: 100000}
+
+
+@pytest.mark.parametrize("script, arguments, name, value", [
+    (train_model, ["level=7"], "level", 7), (train_model, ["level=7"], "batch_size", 50),
+    (train_model, ["level=7"], "learning_rate", 5e-5), (train_model, ["level=7"], "restore_iter", None),
+    (train_model, ["batch_size=3", "level=1"], "batch_size", 3),
+    (train_model, ["level=7", "learning_rate=1e-4"], "learning_rate", 1e-4),
+    (train_model, ["level=7", "learning_rate=.001"], "learning_rate", 0.001),
+    (train_model, ["level=7", "dataset_dir=/a b/c=d"], "dataset_dir", "/a b/c=d"),
+    (test_model, [], "level", 1), (test_model, [], "orig", False), (test_model, [], "use_gpu", True),
+    (test_model, ["orig=true"], "orig", True), (test_model, ["orig=True"], "orig", True),
+    (test_model, ["use_gpu=FALSE"], "use_gpu", False)])
+def test_arguments_are_read_as_their_type(script, arguments, name, value):
+    found = getattr(utils.parse_arguments(arguments, script.PARAMETERS, script.USAGE), name)
+    assert found == value and type(found) is type(value)
+
+
+# Help ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("arguments", [["-h"], ["--help"], ["help"], ["level=99", "help"]])
+def test_help_shows_every_parameter_with_its_default_and_one_line_of_meaning(workplace, call, script, arguments):
+    done = call(SCRIPTS[script], *arguments)
+    assert (done.status, done.err) == (0, "")
+    assert f"python {script}" in done.out.splitlines()[0]
+    for parameter in SCRIPTS[script].PARAMETERS:
+        [line] = [line for line in done.out.splitlines() if line.split()[:1] == [parameter.name]]
+        assert parameter.meaning in line and parameter.shown_default() in line
+
+
+# Importing -----------------------------------------------------------------------------------------------------------
+
+
+def test_importing_a_module_does_no_work_and_brings_no_tensorflow(tmp_path, run_python):
+    done = run_python("import sys, utils, load_dataset, train_model, test_model; print('tensorflow' in sys.modules)",
+                      cwd=tmp_path)
+    assert done == (0, "False\n", "") and list(tmp_path.iterdir()) == []
+
+
+def test_importing_the_network_and_vgg_does_no_work(tmp_path, run_python):
+    done = run_python("import model, vgg", cwd=tmp_path)
+    assert (done.status, done.out) == (0, "") and list(tmp_path.iterdir()) == []
+
+
+def print_wrong_calls():
+    for wrong_call in WRONG_CALLS:
+        script, arguments = script_and_arguments(wrong_call)
+        sys.argv = [script.__file__, *arguments]
+        print(f"$ python {wrong_call}", file=sys.stderr)
+        utils.run(script.main)
+
+
+if __name__ == "__main__":
+    print_wrong_calls()

@@ -1,0 +1,127 @@
+"""vgg.py: the features of VGG-19, read from either layout of the .mat file."""
+
+import numpy as np
+import pytest
+import scipy.io
+import tensorflow as tf
+
+import vgg
+from reference import vgg19_mat
+from utils import DataError
+
+LAYERS = ("relu1_2", "relu3_4", "relu5_4")
+CONVOLUTIONS = {"conv1_1": (3, 64), "conv1_2": (64, 64), "conv2_1": (64, 128), "conv2_2": (128, 128)} | {
+    f"conv{block}_{place}": (maps_in if place == 1 else maps, maps)
+    for block, maps_in, maps in ((3, 128, 256), (4, 256, 512), (5, 512, 512)) for place in (1, 2, 3, 4)}
+
+
+@pytest.fixture(scope="module")
+def older_vgg19(tmp_path_factory):
+    path = tmp_path_factory.mktemp("older") / "imagenet-vgg-verydeep-19.mat"
+    vgg19_mat.write_mat(path, 3, "older")
+    return vgg.load_vgg19(path)
+
+
+@pytest.fixture(params=["older", "newer"])
+def vgg19_of_both_layouts(request):
+    return request.getfixturevalue("older_vgg19" if request.param == "older" else "vgg19")
+
+
+def write_mat(path, **changed):
+    """Writes a .mat of the right structure; `changed` are shapes of kernels (None: without that layer)."""
+    layers = []
+    for name, (maps_in, maps) in CONVOLUTIONS.items():
+        shape = changed.get(name, (3, 3, maps_in, maps))
+        if shape:
+            weights = np.empty((1, 2), object)
+            weights[0, 0], weights[0, 1] = np.zeros(shape, np.float32), np.zeros((1, shape[-1]), np.float32)
+            layers.append({"name": name, "type": "conv", "weights": weights})
+    cells = np.empty((1, len(layers)), object)
+    cells[0] = layers
+    scipy.io.savemat(path, {"layers": cells}, do_compression=True)
+
+
+# Features ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_features_equal_the_reference_from_both_layouts(vgg19_of_both_layouts, reference, layer):
+    expected = reference("vgg_seed3.npz")
+    features = vgg.vgg19_features(vgg19_of_both_layouts, expected["image"], layer)
+    np.testing.assert_allclose(features, expected[layer], rtol=1e-4, atol=1e-5 * np.abs(expected[layer]).max())
+
+
+def test_content_loss_is_measured_at_relu5_4(vgg19, reference):
+    expected = reference("vgg_seed3.npz")
+    assert vgg.CONTENT_LAYER == "relu5_4"
+    np.testing.assert_array_equal(vgg.vgg19_features(vgg19, expected["image"]),
+                                  vgg.vgg19_features(vgg19, expected["image"], "relu5_4"))
+
+
+def test_unknown_layer_is_refused(vgg19):
+    with pytest.raises(ValueError, match="relu6_1"):
+        vgg.vgg19_features(vgg19, np.zeros((1, 16, 16, 3), np.float32), "relu6_1")
+
+
+def test_nothing_is_trainable_and_the_gradient_reaches_the_image(vgg19):
+    image = tf.Variable(tf.fill((1, 16, 16, 3), 100.0))
+    with tf.GradientTape() as tape:
+        features = tf.reduce_sum(vgg.vgg19_features(vgg19, image))
+    assert [variable.ref() for variable in tape.watched_variables()] == [image.ref()]
+    assert np.abs(tape.gradient(features, image)).min() > 0
+
+
+# Files that are not VGG-19 -------------------------------------------------------------------------------------------
+
+
+def assert_refused(path, reason=""):
+    with pytest.raises(DataError) as error:
+        vgg.load_vgg19(path)
+    text = str(error.value)
+    assert str(path) in text and reason in text and "\n" not in text
+    assert "http://www.vlfeat.org/matconvnet/models/imagenet-vgg-verydeep-19.mat" in text
+
+
+def test_missing_file_is_named_with_where_to_get_it(tmp_path):
+    assert_refused(tmp_path / "imagenet-vgg-verydeep-19.mat", "no such file")
+
+
+@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html><html>404 not found</html>", bytes(200_000)],
+                         ids=["empty", "web page", "zeros"])
+def test_file_that_is_no_mat_is_named_with_where_to_get_the_right_one(tmp_path, content):
+    path = tmp_path / "vgg.mat"
+    path.write_bytes(content)
+    assert_refused(path, "is not MatConvNet's VGG-19")
+
+
+def test_mat_cut_short_in_a_download_is_refused(tmp_path):
+    path = tmp_path / "vgg.mat"
+    write_mat(path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert_refused(path)
+
+
+def test_mat_without_layers_is_refused(tmp_path):
+    path = tmp_path / "vgg.mat"
+    scipy.io.savemat(path, {"meta": np.zeros(3)})
+    assert_refused(path)
+
+
+def test_mat_without_one_of_the_convolutions_is_refused(tmp_path):
+    path = tmp_path / "vgg.mat"
+    write_mat(path, conv5_4=None)
+    assert_refused(path, "conv5_4")
+
+
+def test_mat_with_a_kernel_of_another_shape_is_refused_and_the_layer_named(tmp_path):
+    path = tmp_path / "vgg.mat"
+    write_mat(path, conv2_2=(5, 5, 128, 128))
+    assert_refused(path, "conv2_2")
+
+
+def test_the_stand_in_of_these_tests_has_the_right_structure(tmp_path):
+    """Or else the tests above could pass for another reason."""
+    path = tmp_path / "vgg.mat"
+    write_mat(path)
+    loaded = vgg.load_vgg19(path)
+    assert {name: kernel.shape[2:] for name, (kernel, _) in loaded.items()} == CONVOLUTIONS
