@@ -4,31 +4,26 @@
     DATASET/{train,test}/original_depth/7.png   its depth map, 8 bits, half that size, bright = near
     DATASET/{train,test}/bokeh/7.jpg            the photo with a shallow depth of field, as large as the original
 
-Files belong together by name. Images are decoded in threads while the network trains, outside of Python's lock, so that
-memory does not grow with the number of photos. Whole photos are Pillow's work. Of a training pair only what the patch
-needs is decoded and resized, by TensorFlow, in a third of the time and to the very same pixels.
+Files belong together by name. Images are decoded in threads while the network trains (Pillow works outside Python's
+lock), so that memory does not grow with the number of photos. TensorFlow is not needed here.
 """
 
 import collections
 import concurrent.futures
-import functools
-import io
 import os
 import pathlib
 import re
-import sys
 import threading
 from typing import NamedTuple, Optional
 
 import numpy as np
 from PIL import Image
 
+import utils
 from utils import DataError
 
 PATCH = 512  # height and width of a training patch, in pixels of the photo at half size
-WEIGHT_BITS = 22  # behind the point in the weights of Pillow's resize
 DRAW_EVERY = 1000  # iterations for which one random draw of train_size photos serves
-MARGIN = 16  # pixels of the photo that are decoded around a patch, see `read_window`
 SUFFIXES = (".jpg", ".jpeg", ".png")
 FORMATS = ("JPEG", "PNG")  # by content, whatever the file name says
 MODES = {  # of Pillow that are read as "RGB" and as "L": 8 bits for each channel
@@ -36,7 +31,7 @@ MODES = {  # of Pillow that are read as "RGB" and as "L": 8 bits for each channe
     "L": ("L", "P", "RGB", "RGBA", "LA"),
 }
 LEAST_RESEMBLANCE = 0.5  # of photo and bokeh photo, see `resemblance`
-LEAST_CONTRAST = 4.0  # standard deviation of what `resemblance` compares, 0-255, below which it means nothing
+LEAST_CONTRAST, MUCH_CONTRAST = 8.0, 24.0  # of 64 x 64 pixel means, 0-255: where resemblance starts to mean something
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on bad files
 
 
@@ -67,6 +62,13 @@ def find_training_pairs(dataset_dir, split):
       DataError: lists every problem of the split, by file.
     """
     return _raise_problems(*survey(dataset_dir, split, for_training=True))
+
+
+def find_training_set(dataset_dir):
+    """(training pairs, test pairs), checked as in `find_training_pairs`; DataError lists the problems of both."""
+    train, train_problems = survey(dataset_dir, "train", for_training=True)
+    test, test_problems = survey(dataset_dir, "test", for_training=True)
+    return _raise_problems((train, test), train_problems + test_problems)
 
 
 def find_test_photos(dataset_dir):
@@ -197,44 +199,27 @@ def load_patch(pair, level, left, top):
     Raises:
       DataError: a file is damaged; it names the file.
     """
-    window = _window(pair.size, left, top)
-    if any(side % 2 for side in pair.size):  # scaled by a little more than 2, which moves every pixel
-        photo = read_image(pair.photo, "RGB", pair.size)
-        halved = np.asarray(_resize(photo, photo.width // 2, photo.height // 2))[top:top + PATCH, left:left + PATCH]
-    else:
-        photo = read_window(pair.photo, pair.size, window)
-        halved = _cut(shrink(photo, 2), left - window.left // 2, top - window.top // 2, PATCH)
-    bokeh = read_window(pair.bokeh, pair.size, window)
-    square = _cut(bokeh, 2 * left - window.left, 2 * top - window.top, 2 * PATCH)
-    target = shrink(square, 2 ** (level - 1))
-    if resemblance(halved, target) < LEAST_RESEMBLANCE:
+    photo, bokeh = (read_image(path, "RGB", pair.size) for path in (pair.photo, pair.bokeh))
+    if resemblance(photo, bokeh) < LEAST_RESEMBLANCE:
         raise DataError(f"{pair.photo}: does not resemble {pair.bokeh}; one of them is damaged or of another scene")
-    depth = read_image(pair.depth, "L", (pair.size[0] // 2, pair.size[1] // 2))
-    return _stack_channels(halved, _cut(np.asarray(depth)[..., np.newaxis], left, top, PATCH)), target
+    patch = _with_depth(photo, pair)[top:top + PATCH, left:left + PATCH]
+    square = bokeh.crop((2 * left, 2 * top, 2 * (left + PATCH), 2 * (top + PATCH)))
+    side = target_side(level)
+    return patch, np.asarray(_resize(square, side, side))
 
 
 def resemblance(photo, bokeh):
-    """How much two RGB images of one view look alike from far: the correlation of their means over a grid of 16 x 16.
+    """How much two Pillow RGB images of one size look alike from far: the correlation of their 64 x 64 pixel means.
 
-    The images are Pillow's or uint8 arrays, each of a size of its own. Those of one scene are above 0.9, those of
-    different scenes around 0; 1 where there is too little contrast to tell. It finds what a JPEG decoder does not: bits
-    that flipped, which turn the rest of the picture into something else.
+    Pairs of one scene are well above 0.8, photos of different scenes around 0. Where one has too little contrast to tell
+    it is 1, but 0 if the other has plenty. It finds what a JPEG decoder does not: bits that flipped, which turn the rest
+    of the picture into something else.
     """
-    images = [np.asarray(image) for image in (photo, bokeh)]
-    grid = min(16, *images[0].shape[:2], *images[1].shape[:2])
-    far = [_grid_means(image, grid).ravel() for image in images]
-    deviations = [values.std() for values in far]
-    if max(deviations) < LEAST_CONTRAST:
-        return 1.0
-    product = np.mean((far[0] - far[0].mean()) * (far[1] - far[1].mean()))
-    return float(product / max(deviations[0] * deviations[1], LEAST_CONTRAST ** 2))
-
-
-def _grid_means(image, grid):
-    """float32 (grid, grid, 3): means over the cells of a grid, from 8 of the rows of pixels that a cell has."""
-    height, width = (side // grid for side in image.shape[:2])
-    rows = image[:grid * height, :grid * width].reshape(grid, height, grid * width, 3)[:, ::-(-height // 8)]
-    return rows.mean(1, dtype=np.float32).reshape(grid, grid, width, 3).mean(2)
+    far = [np.asarray(image.reduce(64), np.float32).ravel() for image in (photo, bokeh)]
+    low, high = sorted(float(values.std()) for values in far)
+    if low < LEAST_CONTRAST:
+        return 0.0 if high > MUCH_CONTRAST else 1.0
+    return float(np.corrcoef(*far)[0, 1])
 
 
 def target_side(level):
@@ -278,128 +263,6 @@ def _resize(image, width, height):
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-# What a patch needs of a photo ---------------------------------------------------------------------------------------
-
-
-class Window(NamedTuple):
-    """A rectangle of a photo, in its pixels."""
-
-    left: int
-    top: int
-    width: int
-    height: int
-
-
-def _window(size, left, top):
-    """Around a patch; of one size wherever it lies, because `shrink` is compiled for each size."""
-    starts, lengths = [], []
-    for side, start in zip(size, (left, top)):
-        lengths.append(min(side, 2 * (PATCH + MARGIN)))
-        starts.append(min(max(2 * start - MARGIN, 0), side - lengths[-1]))
-    return Window(*starts, *lengths)
-
-
-def read_window(path, size, window):
-    """Decodes a `Window` of an RGB image file of the given (width, height): uint8 (window.height, window.width, 3).
-
-    The pixels are those that `read_image` gives, but for the outermost ones of the window: where it ends inside of the
-    photo, the decoder does not know the colours beyond. Errors as `read_image`.
-    """
-    import tensorflow as tf  # here, because wrong arguments and files are answered before TensorFlow is imported
-
-    try:
-        content = path.read_bytes()
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            usual = (image.format, image.mode, image.size) == ("JPEG", "RGB", size)
-        if usual:
-            box = [window.top, window.left, window.height, window.width]
-            return tf.io.decode_and_crop_jpeg(content, box, channels=3, dct_method="INTEGER_ACCURATE").numpy()
-    except (*UNREADABLE, tf.errors.OpError):
-        pass  # Pillow knows better words
-    box = (window.left, window.top, window.left + window.width, window.top + window.height)
-    return np.asarray(read_image(path, "RGB", size).crop(box))
-
-
-def shrink(image, factor):
-    """Pillow's bicubic `resize` to 1 / factor of both sides, to the very same pixels in a fraction of the time.
-
-    Args:
-      image: uint8 (height, width, 3), both sides multiples of the factor and at least four times as large.
-      factor: 1, 2, 4 ... 64.
-
-    Returns:
-      uint8 (height / factor, width / factor, 3).
-    """
-    if factor == 1:
-        return image
-    import tensorflow as tf
-
-    with tf.device("CPU"):
-        return _compiled_shrink(factor, image.shape)(tf.constant(image)).numpy()
-
-
-@functools.cache
-def _compiled_shrink(factor, shape):
-    """`shrink` for images of one shape, as a function that XLA compiles when it is first called."""
-    import tensorflow as tf
-
-    height, width, channels = shape
-
-    def shrink_both_axes(image):
-        narrow = _shrink_axis(image, factor)  # first the rows, as Pillow does: in between it rounds to 8 bits
-        small = _shrink_axis(tf.reshape(narrow, (1, height, -1)), factor)
-        return tf.reshape(small, (height // factor, width // factor, channels))
-
-    compiled = tf.function(shrink_both_axes, jit_compile=True, autograph=False)
-    return compiled.get_concrete_function(tf.TensorSpec(shape, tf.uint8))
-
-
-def _shrink_axis(image, factor):
-    """Shrinks the middle one of three axes. All sums are of whole numbers below 2^31, as in Pillow's Resample.c."""
-    import tensorflow as tf
-
-    def weighted_sum(pixels, weights):
-        return tf.reduce_sum(tf.cast(pixels, tf.int32) * weights[:, np.newaxis], axis=-2)
-
-    first, second, inner = (_bicubic_weights(factor, place) for place in range(3))
-    borders = [weighted_sum(pixels, weights)[:, np.newaxis] for pixels, weights in (
-        (image[:, :len(first)], first), (image[:, :len(second)], second),
-        (image[:, -len(second):], second[::-1]), (image[:, -len(first):], first[::-1]))]
-    outer_size, size, inner_size = image.shape
-    blocks = tf.reshape(image, (outer_size, -1, factor // 2, inner_size))  # a result spans 8 and starts 2 after the last
-    inside = sum(weighted_sum(blocks[:, 1 + place:1 + place + 2 * (size // factor - 4):2], weights)
-                 for place, weights in enumerate(np.split(inner, 8)))
-    sums = tf.concat([*borders[:2], inside, *borders[2:]], axis=1)
-    rounded = tf.bitwise.right_shift(sums + (1 << WEIGHT_BITS - 1), WEIGHT_BITS)
-    return tf.cast(tf.clip_by_value(rounded, 0, 255), tf.uint8)
-
-
-def _bicubic_weights(factor, place):
-    """int32: the weights of the pixels that result number `place` of an axis depends on, 2^22 stands for 1.
-
-    These are the pixels up to 2 factor away from the result's middle, those beyond the border left out. The filter is
-    Keys' cubic convolution with a = -1/2 (IEEE Trans. ASSP 29, 1981), scaled to sum up to 1.
-    """
-    pixels = np.arange(max(0, (2 * place - 3) * factor // 2), (2 * place + 5) * factor // 2)
-    x = np.abs((pixels + 0.5) / factor - (place + 0.5))
-    weights = np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2)
-    weights *= 2 ** WEIGHT_BITS / weights.sum()
-    return np.trunc(weights + np.copysign(0.5, weights)).astype(np.int32)
-
-
-def _cut(image, left, top, side):
-    return image[top:top + side, left:left + side]
-
-
-def _stack_channels(*images):
-    """One copy of images (height, width, channels) with the channels of all; one by one, which numpy does fastest."""
-    channels = [image[..., channel] for image in images for channel in range(image.shape[2])]
-    stacked = np.empty((*channels[0].shape, len(channels)), np.uint8)
-    for number, channel in enumerate(channels):
-        stacked[..., number] = channel
-    return stacked
-
-
 # Streams of batches --------------------------------------------------------------------------------------------------
 
 
@@ -419,22 +282,22 @@ class DamagedPhotos:
         self._seen = set()
         self._lock = threading.Lock()
 
-    def add(self, error):
+    def add(self, pair, error):
         with self._lock:
-            if str(error) in self._seen:
+            if pair.name in self._seen:
                 return
-            self._seen.add(str(error))
+            self._seen.add(pair.name)
             if len(self._seen) > self._limit:
                 raise DataError(f"{error}; with it {len(self._seen)} photos are damaged, too many to go on: "
                                 "python -m tools.check_dataset lists them all") from None
-        print(f"warning: {error}; it is left out from now on ({len(self._seen)} damaged so far)", file=sys.stderr)
+        utils.warn(f"{error}; it is left out from now on ({len(self._seen)} damaged so far)")
 
 
 def training_batches(pairs, level, batch_size, train_size, first, last, seed=0):
     """Yields the `Batch`es of iterations `first` to `last`, decoded ahead in parallel.
 
-    Which photos are in a batch, and their patches, quarter turns and flips, depends on the seed, the level, the
-    iteration and the list of pairs only. The next pair takes the place of one that is damaged.
+    Which photos are in a batch, and their patches, quarter turns and flips, depends on the arguments and the number of
+    the iteration only. The next pair takes the place of one that is damaged.
 
     Raises:
       DataError: too many photos are damaged (see `DamagedPhotos`).
@@ -454,7 +317,7 @@ def training_batches(pairs, level, batch_size, train_size, first, last, seed=0):
             try:
                 patch, target = load_patch(pair, level, *_random_corner(pair, random))
             except DataError as error:
-                damaged.add(error)
+                damaged.add(pair, error)
                 continue
             return pair.name, *_augment(patch, target, random)
         raise DataError("all training photos are damaged")
@@ -474,7 +337,7 @@ def test_batches(pairs, level, batch_size, damaged=None):
         except DataError as error:
             if damaged is None:
                 raise
-            damaged.add(error)
+            damaged.add(pair, error)
             return None
 
     yield from _batches(load, pairs, batch_size)
@@ -531,8 +394,8 @@ def _random_corner(pair, random):
 def _augment(patch, target, random):
     """Random quarter turns and an up-down flip, the same for both."""
     turns, flip = random.integers(4), random.integers(2)
-    turned = [np.rot90(image, turns) for image in (patch, target)]
-    return [_stack_channels(np.flipud(image) if flip else image) for image in turned]
+    patch, target = np.rot90(patch, turns), np.rot90(target, turns)
+    return (np.flipud(patch), np.flipud(target)) if flip else (patch, target)
 
 
 def _processors():

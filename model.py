@@ -11,9 +11,8 @@ from typing import NamedTuple
 import tensorflow as tf
 from tensorflow import keras
 
-LEVELS = (7, 6, 5, 4, 3, 2, 1)  # in the order of training
 CHANNELS = 4  # red, green, blue, depth
-INPUT_MULTIPLE = 32  # level 7 works at 1/32 of the input, and each level doubles the size of the one above
+INPUT_MULTIPLE = 32  # of height and width: level 7 works at 1/32 of the input, each level below at twice that
 LEAKY_RELU_SLOPE = 0.2
 INSTANCE_NORM_EPSILON = 1e-3
 KERNEL_DEVIATION = 0.01
@@ -62,11 +61,6 @@ def build_pynet(height=None, width=None, seed=0):
 def network_for_level(pynet, level):
     """The `keras.Model` from the input to the output of `level`: it computes, and trains, only what that level needs."""
     return keras.Model(pynet.input, pynet.outputs[level], name=f"pynet_level_{level}")
-
-
-def output_scale(level):
-    """Size of the output of `level` as a fraction of the photo's: 1 for level 1, 1/64 for level 7."""
-    return 1 / 2 ** (level - 1)
 
 
 def _level_7(layers, e4):

@@ -98,6 +98,7 @@ def make_renderer(network, level):
     of 64 the input is continued by reflection to the right and below, and the result cut back.
     """
     import tensorflow as tf
+    from model import INPUT_MULTIPLE
 
     @tf.function(autograph=False, input_signature=[tf.TensorSpec([1, None, None, network.input_shape[-1]], tf.uint8)])
     def run_network(photo):
@@ -105,7 +106,8 @@ def make_renderer(network, level):
 
     def render(photo, size):
         width, height = size
-        padded = pad_by_reflection(photo, math.ceil(height / 64) * 32, math.ceil(width / 64) * 32)
+        padded = pad_by_reflection(photo, *(math.ceil(side / (2 * INPUT_MULTIPLE)) * INPUT_MULTIPLE
+                                            for side in (height, width)))
         return run_network(padded[np.newaxis])[0, :height >> (level - 1), :width >> (level - 1)].numpy()
 
     return render

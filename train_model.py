@@ -1,10 +1,11 @@
 """Trains one level of PyNET: python train_model.py level=N, with N = 7 first, then 6, 5, 4, 3, 2, 1.
 
 Each level starts from the last checkpoint of the level above. A run that was stopped, however it was, goes on with
-resume=true as if it had not been. TensorFlow is imported by the functions that need it, so that a mistyped argument or a
-missing photo is answered before the seconds which that takes.
+resume=true as if it had not been. TensorFlow is imported by the functions that need it, so that a mistyped argument or
+a missing photo is answered before the seconds which that takes.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -40,8 +41,9 @@ PARAMETERS = (
               "VGG-19 file for the content loss; none trains level 1 without it"),
     Parameter("dataset_dir", str, "ebb_dataset/", "folder with train/ and test/"),
     Parameter("resume", bool, False, "go on where a stopped run of the level was, with its settings"),
-    Parameter("seed", int, 0, "of the first weights of level 7, and of the choice of photos and patches", 0),
-    Parameter("max_to_keep", int, 100, "checkpoints of the level to keep, the newest ones", 1),
+    Parameter("seed", int, 0, "of the first weights of level 7, and of the choice of photos and patches", 0,
+              2 ** 31 - 1),
+    Parameter("max_to_keep", int, 100, "checkpoints of this run to keep, the newest ones", 1),
 )
 USAGE = "python train_model.py level=N [name=value ...]"
 
@@ -65,12 +67,11 @@ def main(argv):
     with utils.lock_level(settings.level):
         utils.discard_half_saves(settings.level)
         run, weights, photos_before = find_start(settings)
-        if run.iteration >= settings.num_train_iters and (run.evaluated or run.iteration > settings.num_train_iters):
+        if is_done(settings, run):
             print(f"Level {settings.level} has its {settings.num_train_iters} iterations; num_train_iters=... trains on")
             return 0
         vgg_file = find_vgg19(settings)
-        train_pairs = load_dataset.find_training_pairs(settings.dataset_dir, "train")
-        test_pairs = load_dataset.find_training_pairs(settings.dataset_dir, "test")
+        train_pairs, test_pairs = load_dataset.find_training_set(settings.dataset_dir)
         print(f"Data: {len(train_pairs)} training and {len(test_pairs)} test photos in {settings.dataset_dir}")
         if photos_before not in (None, fingerprint(train_pairs)):
             print(f"Note: these are not the training photos that the run had until now ({photos_before['count']} "
@@ -88,13 +89,15 @@ def find_start(settings):
     before = read_state(state)
     if before and settings.resume:
         inherit_settings(settings, before)
+        if settings.restore_iter:
+            print(f"Note: restore_iter={settings.restore_iter} is not used, since there is a state to resume")
         print(f"Level {level} goes on after iteration {before.run.iteration} of {settings.num_train_iters} ({state})")
         return before.run, state, before.photos
     if settings.resume:
         print(f"Nothing to resume: {utils.MODELS}/ holds no state of level {level}, so it starts as usual")
     elif before:
         print(f"Note: resume=true would go on after iteration {before.run.iteration} of level {level}; this run starts "
-              "anew, and replaces that state at its first checkpoint")
+              "anew. Its first checkpoint replaces that state, and checkpoints of the same iterations are replaced too")
     if settings.num_train_iters is None:
         settings.num_train_iters = DEFAULT_ITERATIONS[level]
     if level == 7:
@@ -103,6 +106,13 @@ def find_start(settings):
     prefix, iteration = utils.find_checkpoint(level + 1, settings.restore_iter)
     print(f"Level {level} starts from level {level + 1}, iteration {iteration} ({prefix})")
     return Run(), prefix, None
+
+
+def is_done(settings, run):
+    """Whether a run has nothing left to do: no iteration, no checkpoint, no metrics."""
+    if run.iteration == settings.num_train_iters:
+        return run.evaluated and run.iteration in utils.saved_iterations(settings.level)
+    return run.iteration > settings.num_train_iters
 
 
 def read_state(prefix):
@@ -149,6 +159,8 @@ def train(settings, run, weights, vgg_file, train_pairs, test_pairs):
     attempt(append_to_log, heading(settings, run, weights, train_pairs, test_pairs))
     saved = True
     with StopSignals() as stop:
+        if run.iteration == settings.num_train_iters and run.iteration not in utils.saved_iterations(settings.level):
+            saved, run.evaluated = level.save(level.save_weights, level.save_state), False
         if not run.evaluated:
             level.evaluate(stop)
         batches = load_dataset.training_batches(train_pairs, settings.level, settings.batch_size, settings.train_size,
@@ -165,12 +177,10 @@ def train(settings, run, weights, vgg_file, train_pairs, test_pairs):
         batches.close()
         progress.clear()
         if stop.received:
-            saved = level.is_on_disk() or level.save(level.save_state)
-            print(f"Stopped after iteration {run.iteration} of level {settings.level}. " + (
-                f"This goes on: python train_model.py level={settings.level} resume=true" if run.iteration else
-                "There was nothing to save yet: start it again"), flush=True)
+            saved = level.save_for_stop(saved)
+            utils.say(f"Stopped after iteration {run.iteration} of level {settings.level}. {level.how_to_go_on()}")
     if not saved:
-        print("error: the last save failed; what was saved before is still there", file=sys.stderr)
+        utils.say("error: the last save failed; what was saved before is still there", file=sys.stderr)
         return 1
     return 128 + stop.received if stop.received else 0
 
@@ -181,6 +191,7 @@ class Level:
     def __init__(self, settings, run, weights, vgg_file, train_pairs, test_pairs):
         import model
         import vgg
+        vgg19 = vgg.load_vgg19(vgg_file) if vgg_file else None  # first, because the file may be wrong
         self.settings, self.run, self.train_pairs, self.test_pairs = settings, run, train_pairs, test_pairs
         pynet = model.build_pynet(load_dataset.PATCH, load_dataset.PATCH, seed=None if weights else settings.seed)
         network = model.network_for_level(pynet, settings.level)
@@ -189,7 +200,6 @@ class Level:
         self.state = pynet.variables | self.adam.named_moments(pynet.variables)
         if weights:
             utils.restore_checkpoint(self.state if run.iteration else self.variables, weights)
-        vgg19 = vgg.load_vgg19(vgg_file) if vgg_file else None
         self.training_step = make_training_step(network, settings.level, vgg19, self.adam, settings.learning_rate)
         self.evaluation_step = make_evaluation_step(network, settings.level, vgg19)
         self.damaged_test_photos = load_dataset.DamagedPhotos(len(test_pairs))
@@ -200,8 +210,7 @@ class Level:
         try:
             return next(batches)
         except DataError:
-            if not self.is_on_disk():
-                self.save(self.save_state)
+            self.save_for_stop(saved=True)
             raise
 
     def update(self, batch):
@@ -221,6 +230,30 @@ class Level:
             raise self.not_finite("the weights are no longer finite")
         return all([attempt(action) for action in actions])
 
+    def save_for_stop(self, saved):
+        """Saves what is not on the disk yet, and weights whose saving failed. False where that fails (again).
+
+        The state of an earlier run that this one has not replaced so far is left: this one may be a mistake.
+        """
+        if self.leaves_earlier_state():
+            return True
+        missing = [] if saved else [self.save_weights]
+        missing += [] if self.is_on_disk() else [self.save_state]
+        return self.save(*missing) if missing else True
+
+    def leaves_earlier_state(self):
+        """Whether the state on the disk is that of an earlier run of the level."""
+        return not self.state_iteration and utils.read_notes(utils.resume_prefix(self.settings.level)) is not None
+
+    def how_to_go_on(self):
+        """What to do after a stop."""
+        command = f"python train_model.py level={self.settings.level} resume=true"
+        if self.leaves_earlier_state():
+            return f"It had no checkpoint yet, and the state of the run before it is left as it was. That goes on: {command}"
+        if not self.state_iteration:
+            return "There is nothing saved yet: start it again"
+        return f"This goes on after iteration {self.state_iteration}: {command}"
+
     def not_finite(self, what):
         """The error that ends a run whose numbers have become NaN or infinite."""
         return DataError(f"iteration {self.run.iteration}: {what}. Nothing of it was saved. Try a lower learning_rate (it "
@@ -231,7 +264,7 @@ class Level:
         """Writes the checkpoint of this iteration, then deletes this run's oldest ones beyond max_to_keep."""
         run, level = self.run, self.settings.level
         utils.save_checkpoint(self.variables, utils.checkpoint_prefix(level, run.iteration))
-        print(f"saved {utils.checkpoint_prefix(level, run.iteration)}", flush=True)
+        utils.say(f"saved {utils.checkpoint_prefix(level, run.iteration)}")
         run.checkpoints = [iteration for iteration in run.checkpoints if iteration != run.iteration] + [run.iteration]
         while len(run.checkpoints) > self.settings.max_to_keep:
             utils.remove_checkpoint(utils.checkpoint_prefix(level, run.checkpoints.pop(0)))
@@ -258,7 +291,7 @@ class Level:
         if test is None:
             return
         line = log_line(run.iteration, np.mean(run.losses) if run.losses else math.nan, test)
-        print(line, flush=True)
+        utils.say(line)
         attempt(append_to_log, line)
         run.losses, run.evaluated = [], True
         if run.iteration and self.is_on_disk():
@@ -274,8 +307,8 @@ class Level:
         print(f"Disk: up to {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free (checkpoints to come: {count} of "
               f"{weights_size / 1e6:.0f} MB; resumable state: {state_size / 1e6:.0f} MB, twice while it is written)")
         if free < needed:
-            print(f"warning: that is more than is free in {utils.MODELS}/: make room, or lower max_to_keep "
-                  f"(it is {self.settings.max_to_keep})", file=sys.stderr)
+            utils.warn(f"that is more than is free in {utils.MODELS}/: make room, or lower max_to_keep "
+                       f"(it is {self.settings.max_to_keep})")
 
 
 class StopSignals:
@@ -293,7 +326,8 @@ class StopSignals:
     def _note(self, number, _):
         self.received = number
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.write(2, b"\nstopping after this iteration (Ctrl-C stops at once)\n")  # print() may be under way already
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            os.write(2, b"\nstopping after this iteration (Ctrl-C stops at once)\n")  # print() may be under way
 
 
 def attempt(action, *arguments):
@@ -302,7 +336,7 @@ def attempt(action, *arguments):
         action(*arguments)
         return True
     except (OSError, DataError) as error:
-        print(f"warning: {error}; the training goes on", file=sys.stderr)
+        utils.warn(f"{error}; the training goes on")
         return False
 
 
@@ -456,6 +490,8 @@ def evaluate_and_show(evaluation_step, test_pairs, damaged, settings, iteration,
                 path = utils.RESULTS / f"pynet_img_{place}_level_{settings.level}_iter_{iteration}.jpg"
                 attempt(utils.write_image, path, visual_crop(*parts))
         count += len(batch.names)
+    if not count:
+        raise DataError("all test photos are damaged: python -m tools.check_dataset lists them")
     return {name: total / count for name, total in totals.items()}
 
 

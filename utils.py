@@ -3,6 +3,7 @@
 Nothing here imports TensorFlow before `start_tensorflow`, so that wrong arguments are answered at once.
 """
 
+import contextlib
 import difflib
 import fcntl
 import json
@@ -134,10 +135,9 @@ def _to_int(text):
 
 
 def _to_float(text):
-    value = float(text)
-    if not math.isfinite(value):
+    if not re.fullmatch(r"[+-]?[0-9]*\.?[0-9]*(e[+-]?[0-9]{1,3})?", text, re.IGNORECASE):
         raise ValueError(text)
-    return value
+    return float(text)
 
 
 def _to_bool(text):
@@ -169,12 +169,28 @@ def run(main):
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read the output has gone
+        return 1
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except Exception as error:
         if type(error).__name__ != "ResourceExhaustedError":  # of TensorFlow, which need not be imported
             raise
         print("error: the device's memory is full; a smaller batch_size needs less (training), "
               "or the CPU can do it: use_gpu=false (rendering)", file=sys.stderr)
         return 1
+
+
+def say(text, file=None, end="\n"):
+    """Prints at once. A terminal that is gone or a full disk behind it must not end a training."""
+    with contextlib.suppress(OSError):
+        print(text, end=end, file=file or sys.stdout, flush=True)
+
+
+def warn(text):
+    """Says something on stderr, on a line of its own also where a live progress line stands."""
+    say(("\r\033[K" if sys.stdout.isatty() else "") + f"warning: {text}", file=sys.stderr)
 
 
 # TensorFlow ----------------------------------------------------------------------------------------------------------
@@ -190,7 +206,9 @@ def start_tensorflow(use_gpu=True):
     os.environ["KERAS_BACKEND"] = "tensorflow"
     if not use_gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-    tf = _import_without_chatter() if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3" else __import__("tensorflow")
+    if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3":
+        _import_without_chatter()
+    import tensorflow as tf
     gpus = tf.config.list_physical_devices("GPU")
     if not use_gpu:
         tf.config.set_visible_devices([], "GPU")
@@ -213,7 +231,7 @@ def _import_without_chatter():
         os.dup2(chatter.fileno(), 2)
         try:
             import tensorflow
-            tensorflow.config.list_physical_devices()
+            tensorflow.config.list_physical_devices()  # looks for a GPU's libraries
         except BaseException:
             chatter.seek(0)
             os.write(stderr, chatter.read())
@@ -221,7 +239,6 @@ def _import_without_chatter():
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
-    return tensorflow
 
 
 # Folders -------------------------------------------------------------------------------------------------------------
@@ -252,10 +269,12 @@ def lock_level(level):
     lock = open(path, "a+", encoding="utf-8")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         lock.seek(0)
         raise DataError(f"{MODELS}/: level {level} is being trained here by another run ({lock.read().strip()}): "
                         "wait for it, or train in another folder") from None
+    except OSError as error:
+        warn(f"{path}: cannot be locked ({error.strerror}); see to it that no other run trains level {level} here")
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {platform.node()}\n")
     lock.flush()
@@ -338,11 +357,12 @@ def save_checkpoint(variables, prefix, notes=None):
                           shape_and_slices=[""] * len(variables), tensors=[v.read_value() for v in variables.values()])
         if notes is not None:
             write_notes(writing / prefix.name, notes)
-        for file in writing.iterdir():
-            _to_disk(file)
+        for path in (*writing.iterdir(), writing):
+            _to_disk(path)
         writing.rename(complete)
         _to_disk(prefix.parent)
         _move_out(complete)
+        _to_disk(prefix.parent)
     except (OSError, tf.errors.OpError) as error:
         shutil.rmtree(writing, ignore_errors=True)
         raise DataError(f"{prefix}: could not be saved ({str(error).splitlines()[0]})") from None
@@ -353,6 +373,7 @@ def write_notes(prefix, notes):
     path = _file(prefix, ".json")
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
+    _to_disk(partial)
     partial.replace(path)
 
 
@@ -413,19 +434,22 @@ def _file(prefix, suffix):
 
 
 def _move_out(complete):
-    """Moves a whole checkpoint from its folder to its place. What a crash cuts short can be done again."""
-    for file in sorted(complete.iterdir()):  # the data before the index
-        file.replace(complete.parent / file.name)
-    complete.rmdir()
+    """Moves a whole checkpoint from its folder to its place. What a crash cuts short can be done again.
+
+    Another process that looks for checkpoints may be doing the same: a file that is gone is where it belongs.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        for file in sorted(complete.iterdir()):  # the data before the index
+            with contextlib.suppress(FileNotFoundError):
+                file.replace(complete.parent / file.name)
+        complete.rmdir()
 
 
 def finish_interrupted_saves(folder):
     """Brings checkpoints to their place that were whole when a crash cut their saving short."""
     for complete in folder.glob(".*.complete"):
-        try:
+        with contextlib.suppress(OSError):  # a folder that can only be read: then without it
             _move_out(complete)
-        except FileNotFoundError:
-            pass  # another process, which trains, was just doing the same
 
 
 def discard_half_saves(level):
@@ -485,12 +509,12 @@ class ProgressLine:
         rate = (done - self._first) / (now - self._started)
         left = duration((self._total - done) / rate)
         line = f"{self._what} {done}/{self._total} | {text} | {rate:.3g} it/s | {left} left"
-        print(f"\r\033[K{line}" if self._live else line, end="" if self._live else "\n", flush=True)
+        say(f"\r\033[K{line}" if self._live else line, end="" if self._live else "\n")
 
     def clear(self):
         """Makes room for other output."""
         if self._live:
-            print("\r\033[K", end="", flush=True)
+            say("\r\033[K", end="")
 
 
 def duration(seconds):

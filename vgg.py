@@ -38,7 +38,7 @@ def load_vgg19(path):
         stored = {str(_field(layer, "name")[0]): layer for layer in layers.ravel()}
         return {name: _kernel_and_bias(stored[name], shape) for name, shape in _convolutions()}
     except Exception as error:  # a damaged file makes SciPy's reader fail in a dozen ways
-        raise DataError(f"{path}: is not MatConvNet's VGG-19 ({type(error).__name__}: {error}); "
+        raise DataError(f"{path}: is not MatConvNet's VGG-19 ({' '.join(str(error).split()) or type(error).__name__}); "
                         f"get it from {DOWNLOAD}") from None
 
 

@@ -109,6 +109,7 @@ def compare(undisturbed, killed, iterations):
     """Whether weights, state and the metrics in the log are the same."""
     prefixes = [f"pynet_level_7_iteration_{iterations}.ckpt", "pynet_level_7_resume.ckpt"]
     names = [prefix + suffix for prefix in prefixes for suffix in (".index", ".data-00000-of-00001")]
+    names += [f"{prefixes[1]}.json"]
     same = all((undisturbed / "models" / name).read_bytes() == (killed / "models" / name).read_bytes() for name in names)
     lines = [{line for line in (folder / "models/logs.txt").read_text().splitlines() if line.startswith("step")}
              for folder in (undisturbed, killed)]

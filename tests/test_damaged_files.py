@@ -140,11 +140,19 @@ def test_check_dataset_finds_every_kind_of_damage_and_counts_sizes(tmp_path, mon
     broken = call(check_dataset, "dataset_dir=data")
     assert broken.status == 1
     errors = broken.err.splitlines()
-    for pattern in (r"original/0\.jpg: is damaged \(.*truncated", r"bokeh/1\.jpg: does not show the scene of .*original/1\.jpg",
+    for pattern in (r"original/0\.jpg: is damaged \(.*truncated",
+                    r"bokeh/1\.jpg: does not show the scene of .*original/1\.jpg",
                     r"original_depth/3\.png: is missing", r"bokeh/4\.jpg: is not a readable JPEG or PNG",
-                    r"original_depth/5\.png: is 99 x 99, half of .* is 528 x 512", r"test/bokeh/1\.jpg: is missing"):
+                    r"original_depth/5\.png: is 99 x 99, half of .* is 528 x 512",
+                    r"test/bokeh/1\.jpg: is missing"):
         assert sum(bool(re.search(pattern, error)) for error in errors) == 1, pattern
     assert len(errors) == 6 and broken.out.endswith("6 problems found\n")
+
+
+def test_a_folder_that_is_no_data_set_is_reported(tmp_path, call):
+    done = call(check_dataset, f"dataset_dir={tmp_path / 'nowhere'}")
+    assert done.status == 1 and len(done.err.splitlines()) == 1
+    assert done.err == f"error: {tmp_path / 'nowhere'}: no such folder\n"
 
 
 def test_a_test_split_without_targets_is_no_problem_for_check_dataset(tmp_path, monkeypatch, call):

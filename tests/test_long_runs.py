@@ -77,7 +77,8 @@ def test_a_signal_ends_the_iteration_saves_a_state_and_names_the_command_that_co
     done = call(train_model, "level=7", "eval_step=2", "num_train_iters=9", "batch_size=1", "seed=5", "vgg_dir=none",
                 f"dataset_dir={photos}")
     assert done.status == status
-    assert "Stopped after iteration 3 of level 7. This goes on: python train_model.py level=7 resume=true" in done.out
+    assert "Stopped after iteration 3 of level 7. " \
+           "This goes on after iteration 3: python train_model.py level=7 resume=true" in done.out
     assert utils.read_notes(utils.resume_prefix(7))["run"]["losses"] == [1 / 3]
     assert utils.saved_iterations(7) == [2]
 
@@ -90,6 +91,99 @@ def test_a_signal_ends_the_iteration_saves_a_state_and_names_the_command_that_co
     mean = (1 / 3 + 1 / 4) / 2
     assert f"step 4 | training: {mean:.4g}," in done.out
     assert [line.split()[1] for line in utils.LOG.read_text().splitlines() if line.startswith("step")] == ["0", "2", "4"]
+
+
+def test_a_new_run_that_is_stopped_at_once_leaves_the_state_of_the_run_before_it(workplace, photos, call, steps):
+    steps(falling)
+    call(train_model, *SMALL, "num_train_iters=2", f"dataset_dir={photos}")
+
+    def stopped(network, iteration):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 1.0
+
+    steps(stopped)
+    done = call(train_model, "level=7", "eval_step=5", "batch_size=1", "vgg_dir=none", f"dataset_dir={photos}")
+    assert done.status == 143
+    assert "resume=true would go on after iteration 2 of level 7" in done.out
+    assert "the state of the run before it is left as it was" in done.out
+    assert utils.read_notes(utils.resume_prefix(7))["run"]["iteration"] == 2
+
+
+def test_a_run_that_was_stopped_at_what_becomes_its_last_iteration_gets_its_checkpoint(workplace, photos, call, steps):
+    def stopped(network, iteration):
+        if iteration == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 1.0
+
+    steps(stopped)
+    call(train_model, "level=7", "eval_step=9", "num_train_iters=9", "batch_size=1", "vgg_dir=none",
+         f"dataset_dir={photos}")
+    assert utils.saved_iterations(7) == []
+    steps(falling)
+    done = call(train_model, "level=7", "resume=true", "num_train_iters=3")
+    assert done.status == 0 and "step 3 | training: 1," in done.out
+    assert utils.saved_iterations(7) == [3]
+
+
+@pytest.fixture
+def saves(monkeypatch):
+    """saves(1, 3) lets the first and the third save of this test fail as on a full disk."""
+    def install(*failing):
+        import tensorflow as tf
+        save, count = tf.raw_ops.SaveV2, [0]
+
+        def full(**arguments):
+            count[0] += 1
+            if count[0] in failing:
+                raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+            return save(**arguments)
+
+        monkeypatch.setattr(tf.raw_ops, "SaveV2", full)
+    return install
+
+
+@pytest.mark.parametrize("failing, status, kept, state", [
+    ((1, 2), 0, [2, 3], 3),  # each iteration saves its weights, then the state
+    ((3, 4), 0, [1, 3], 3),
+    ((5, 6), 1, [1, 2], 2),
+    ((6,), 1, [1, 2, 3], 2),
+    ((5,), 1, [1, 2], 3),
+])
+def test_a_save_that_fails_is_tried_again_at_the_next_eval_step_and_the_last_one_decides(
+        failing, status, kept, state, workplace, photos, call, steps, saves):
+    steps(falling)
+    saves(*failing)
+    done = call(train_model, *SMALL, "num_train_iters=3", f"dataset_dir={photos}")
+    assert (done.status, utils.saved_iterations(7)) == (status, kept)
+    assert done.err.count("could not be saved (No space left on device") == len(failing)
+    assert utils.read_notes(utils.resume_prefix(7))["run"]["iteration"] == state
+    assert ("error: the last save failed" in done.err) == bool(status)
+
+    resumed = call(train_model, "level=7", "resume=true")
+    assert resumed.status == 0 and utils.saved_iterations(7)[-1] == 3
+
+
+def test_a_log_on_a_full_disk_does_not_end_the_training(workplace, photos):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    with open("/dev/full", "w") as full:
+        subprocess.run([sys.executable, REPOSITORY / "train_model.py", *SMALL, "num_train_iters=2", "max_to_keep=1",
+                        f"dataset_dir={photos}"], stdout=full, stderr=full, timeout=300)
+    assert utils.saved_iterations(7) == [2]
+    assert utils.read_notes(utils.resume_prefix(7))["run"]["checkpoints"] == [2]
+
+
+def test_saving_and_looking_for_checkpoints_do_not_disturb_each_other(workplace):
+    import tensorflow as tf
+    code = "import utils\nwhile True: utils.saved_iterations(7)"
+    reader = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
+    try:
+        for iteration in range(1, 301):
+            utils.save_checkpoint({"v": tf.Variable(float(iteration))}, utils.checkpoint_prefix(7, iteration % 3))
+    finally:
+        reader.kill()
+        reader.wait()
+    assert utils.saved_iterations(7) == [0, 1, 2]
 
 
 def test_a_second_ctrl_c_stops_at_once(workplace, photos):
@@ -275,6 +369,15 @@ def test_a_damaged_test_photo_is_left_out_of_the_metrics(workplace, dataset, cal
     assert done.err.count("damaged/test/original/2.jpg: is damaged") == 1
     assert sorted(path.name for path in utils.RESULTS.glob("*_iter_2.jpg")) == [
         f"pynet_img_{place}_level_7_iter_2.jpg" for place in range(2)]
+
+
+def test_a_test_set_that_is_damaged_as_a_whole_is_one_line(workplace, photos, call, steps):
+    steps(falling)
+    shutil.copytree(photos, "damaged")
+    truncate(pathlib.Path("damaged/test/original/0.jpg"))
+    done = call(train_model, *SMALL, "num_train_iters=1", "dataset_dir=damaged")
+    assert done.status == 1
+    assert done.err.splitlines()[-1].startswith("error: all test photos are damaged")
 
 
 def test_what_takes_the_place_of_a_damaged_photo_depends_on_nothing_else(dataset, tmp_path):

@@ -74,11 +74,6 @@ def test_level_7_of_32_x_32_pixels_is_what_one_pixel_makes_of_the_shift(pynet, s
     np.testing.assert_allclose(output[0, 0, 0], expected, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("level, scale", [(1, 1), (2, 1 / 2), (4, 1 / 8), (7, 1 / 64)])
-def test_output_scale_is_relative_to_the_photo(level, scale):
-    assert model.output_scale(level) == scale
-
-
 # Variables -----------------------------------------------------------------------------------------------------------
 
 

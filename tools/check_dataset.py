@@ -1,7 +1,7 @@
 """Decodes every photo of a data set before a training does: python -m tools.check_dataset [dataset_dir=ebb_dataset/].
 
-Reports what is missing, unreadable, truncated, of the wrong size or format, and pairs whose photo and bokeh photo do not
-show the same scene; and how many photos of which sizes there are.
+Reports what is missing, unreadable, truncated, of the wrong size or format, and pairs whose photo and bokeh photo do
+not show the same scene; and how many photos of which sizes there are.
 """
 
 import collections
@@ -19,6 +19,8 @@ USAGE = "python -m tools.check_dataset [dataset_dir=FOLDER]"
 def main(argv):
     """Checks both splits. Returns the exit status: 1 if anything is wrong."""
     settings = utils.parse_arguments(argv, PARAMETERS, USAGE)
+    if not pathlib.Path(settings.dataset_dir).is_dir():
+        raise DataError(f"{settings.dataset_dir}: no such folder")
     problems = check_split(settings.dataset_dir, "train") + check_split(settings.dataset_dir, "test")
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
