@@ -30,8 +30,8 @@ MODES = {  # of Pillow that are read as "RGB" and as "L": 8 bits for each channe
     "RGB": ("RGB", "L", "P", "RGBA"),
     "L": ("L", "P", "RGB", "RGBA", "LA"),
 }
-LEAST_RESEMBLANCE = 0.5  # of photo and bokeh photo, see `resemblance`
-LEAST_CONTRAST, MUCH_CONTRAST = 8.0, 24.0  # of 64 x 64 pixel means, 0-255: where resemblance starts to mean something
+LEAST_RESEMBLANCE = 0.7  # of photo and bokeh photo, see `resemblance`
+LEAST_CONTRAST, MUCH_CONTRAST = 8.0, 16.0  # of 64 x 64 pixel means, 0-255: where resemblance starts to mean something
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on bad files
 
 
