@@ -24,11 +24,11 @@ import utils
 from tools import make_demo_dataset
 
 MOMENTS = (  # name, what appears in models/ when it has come, and up to how many seconds later the run is killed
-    ("starting", "*", 5.0),
+    ("starting", "*", 3.0),
     ("writing weights", ".*_iteration_*.writing", 0.2),
     ("writing the state", ".*_resume*.writing", 0.4),
     ("moving files", ".*.complete", 0.0),
-    ("after a save", "*_iteration_*.index.new", 2.5),
+    ("after a save", "*_iteration_*.index.new", 1.5),
 )
 
 
