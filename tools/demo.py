@@ -29,7 +29,7 @@ SHEET = utils.RESULTS / "demo.png"
 MARKER = FOLDER / "made_by_demo.txt"
 CONTENTS = "ebb_dataset", "models", "results"  # what a demo writes into its folder
 NEEDED_SPACE = 3e9  # bytes: a checkpoint for each level, and twice the resumable state of one
-TRAIN_COUNT, TEST_COUNT = 10, 2
+TRAIN_COUNT, TEST_COUNT = 8, 1
 SCRIPTS = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -41,10 +41,10 @@ class Training(NamedTuple):
 # What two CPU cores do in minutes. The upper levels are cheap and get the most iterations. Levels 3 to 1 would need a
 # hundred times as many to show anything: theirs only show that they run.
 SCHEDULE = {
-    7: Training(32, 2),
-    6: Training(20, 2),
-    5: Training(10, 2),
-    4: Training(8, 1),
+    7: Training(24, 2),
+    6: Training(14, 2),
+    5: Training(6, 2),
+    4: Training(5, 1),
     3: Training(2, 1),
     2: Training(2, 1),
     1: Training(2, 1),
@@ -64,7 +64,7 @@ def main(argv):
     settings = utils.parse_arguments(argv, PARAMETERS, USAGE)
     started = time.monotonic()
     prepare_folder()
-    print(f"Writing {TRAIN_COUNT} training and {TEST_COUNT} test photos to {FOLDER / 'ebb_dataset'}/", flush=True)
+    print(f"Writing {TRAIN_COUNT} training photos and {TEST_COUNT} test photo to {FOLDER / 'ebb_dataset'}/", flush=True)
     make_demo_dataset.write_dataset(FOLDER / "ebb_dataset", TRAIN_COUNT, TEST_COUNT, seed=settings.seed)
     for script, *arguments in commands(settings.seed):
         status = run_script(script, arguments)
