@@ -1,6 +1,6 @@
 """Shows the whole pipeline in minutes, without any download: python -m tools.demo
 
-Makes a small synthetic data set, trains levels 7 to 1 for a few iterations each, renders the test photos, and puts all
+Makes a small synthetic data set, trains levels 7 to 1 for a few iterations each, renders a test photo, and puts all
 of it on one contact sheet, results/demo.png. The training and the rendering are those of train_model.py and
 test_model.py, run as a user would run them, but in results/demo/: the user's own models/ and results/ stay as they are.
 """
