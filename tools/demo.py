@@ -42,12 +42,12 @@ class Training(NamedTuple):
 # hundred times as many to show anything: theirs only show that they run.
 SCHEDULE = {
     7: Training(24, 2),
-    6: Training(14, 2),
-    5: Training(6, 2),
-    4: Training(5, 1),
-    3: Training(2, 1),
-    2: Training(2, 1),
-    1: Training(2, 1),
+    6: Training(12, 2),
+    5: Training(5, 2),
+    4: Training(4, 1),
+    3: Training(1, 1),
+    2: Training(1, 1),
+    1: Training(1, 1),
 }
 LEARNING_RATE = 1e-4  # twice the default; at 3e-4 and more the colours swing from one end of their range to the other
 RENDERED_LEVELS = 4, 1
