@@ -293,8 +293,10 @@ class DamagedPhotos:
         utils.warn(f"{error}; it is left out from now on ({len(self._seen)} damaged so far)")
 
 
-def training_batches(pairs, level, batch_size, train_size, first, last, seed=0):
+def training_batches(pairs, level, batch_size, train_size, first, last, seed=0, places=None):
     """Yields the `Batch`es of iterations `first` to `last`, decoded ahead in parallel.
+
+    `places` is the range of each batch to load, None for all of it.
 
     Which photos are in a batch, and their patches, quarter turns and flips, depends on the arguments and the number of
     the iteration only. The next pair takes the place of one that is damaged.
@@ -303,12 +305,13 @@ def training_batches(pairs, level, batch_size, train_size, first, last, seed=0):
       DataError: too many photos are damaged (see `DamagedPhotos`).
     """
     damaged = DamagedPhotos(len(pairs))
+    places = range(batch_size) if places is None else places
 
     def draws():
         for iteration in range(first, last + 1):
             chosen = _photos_of_batch(len(pairs), level, batch_size, train_size, iteration, seed)
-            for place, index in enumerate(chosen):
-                yield index, [seed, level, iteration, place]
+            for place in places:
+                yield chosen[place], [seed, level, iteration, place]
 
     def load(draw):
         index, entropy = draw
@@ -322,7 +325,7 @@ def training_batches(pairs, level, batch_size, train_size, first, last, seed=0):
             return pair.name, *_augment(patch, target, random)
         raise DataError("all training photos are damaged")
 
-    yield from _batches(load, draws(), batch_size)
+    yield from _batches(load, draws(), len(places))
 
 
 def test_batches(pairs, level, batch_size, damaged=None):

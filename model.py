@@ -6,6 +6,7 @@ the features of the level above, upsampled by transposed convolutions, and adds 
 extra upsamplers that bring the result of level 3 to the size of the input and of the photo.
 """
 
+import contextlib
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -27,20 +28,36 @@ class PyNET(NamedTuple):
     variables: dict
 
 
-def build_pynet(height=None, width=None, seed=0):
+def build_pynet(height=None, width=None, seed=0, precision="float32"):
     """Builds all seven levels.
 
     Args:
       height, width: size of the input in pixels, multiples of 32; None where it is not known yet.
       seed: of the kernels' random start (truncated normal, deviation 0.01; biases start at 0.01). None starts them at
         zero, which is quicker, for weights that are restored.
+      precision: in which the feature maps are computed: "float32", "bfloat16" or "float16" (mixed precision,
+        arXiv:1710.03740). Variables, normalisation and heads, and so input and outputs, are float32 in each.
 
     Returns:
       A `PyNET`. Its input is float32 (images, height, width, 4): RGB and depth in [0, 1]. Its outputs are float32
       (images, height / s, width / s, 3) with s = 2^(level - 2), in (-0.08, 1.08).
     """
-    layers = _Layers(seed)
-    image = keras.Input((height, width, CHANNELS), name="photo_and_depth")
+    with _policy(precision):
+        return _build(_Layers(seed), keras.Input((height, width, CHANNELS), name="photo_and_depth", dtype="float32"))
+
+
+@contextlib.contextmanager
+def _policy(precision):
+    """Keras' layers that are made inside of it compute in `precision`, with variables of float32."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision if precision == "float32" else f"mixed_{precision}")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _build(layers, image):
     outputs = {}
 
     e1 = layers.block(SpaceToDepth(name="space_to_depth")(image), 3, 32, "encoder_1", normalised=False)
@@ -124,13 +141,13 @@ def _level_3(layers, e1, ta, tb):
 
 def _level_2(layers, j):
     k = layers.upsample(j, 8, "level_2_upsampler")
-    z = layers.convolution(k, 3, 3, "level_2_head")
+    z = layers.convolution(k, 3, 3, "level_2_head", dtype="float32")
     return _output(z, "level_2"), z
 
 
 def _level_1(layers, z):
-    """Upsamples z, the three maps of level 2 before their tanh."""
-    m = layers.upsample(z, 3, "level_1_upsampler")
+    """Upsamples z, the three maps of level 2 before their tanh; so this is part of the head, and float32."""
+    m = layers.upsample(z, 3, "level_1_upsampler", dtype="float32")
     return layers.head(m, "level_1")
 
 
@@ -141,9 +158,9 @@ class _Layers:
         self._seed = seed
         self._made = []
 
-    def convolution(self, x, maps, size, name):
+    def convolution(self, x, maps, size, name, dtype=None):
         return self._apply(x, keras.layers.Conv2D(
-            maps, size, padding="same", name=name, kernel_initializer=self._kernel_start(),
+            maps, size, padding="same", name=name, dtype=dtype, kernel_initializer=self._kernel_start(),
             bias_initializer=keras.initializers.Constant(BIAS_START)))
 
     def block(self, x, largest, maps, name, normalised=True):
@@ -159,18 +176,19 @@ class _Layers:
             branches.append(branch)
         return _concatenate(branches, f"{name}_branches")
 
-    def upsample(self, x, maps, name):
+    def upsample(self, x, maps, name, dtype=None):
         """T(maps): a transposed convolution that doubles the size."""
         x = self._apply(x, keras.layers.Conv2DTranspose(
-            maps, 3, strides=2, padding="same", use_bias=False, name=name, kernel_initializer=self._kernel_start()))
-        return _leaky_relu(x, f"{name}_relu")
+            maps, 3, strides=2, padding="same", use_bias=False, name=name, dtype=dtype,
+            kernel_initializer=self._kernel_start()))
+        return _leaky_relu(x, f"{name}_relu", dtype)
 
     def upsample_twice(self, x, maps, level):
         """Two separate upsamplers: the first feeds the start of the level below, the second its end."""
         return self.upsample(x, maps, f"{level}_upsampler_a"), self.upsample(x, maps, f"{level}_upsampler_b")
 
     def head(self, x, level):
-        return _output(self.convolution(x, 3, 3, f"{level}_head"), level)
+        return _output(self.convolution(x, 3, 3, f"{level}_head", dtype="float32"), level)
 
     def checkpoint_variables(self):
         """{name: tf.Variable}, the names being those that TensorFlow 1 gave when it built the original graph."""
@@ -179,8 +197,7 @@ class _Layers:
                 for index, variable in enumerate(in_order)}
 
     def _instance_norm(self, x, name):
-        """Instance normalisation (arXiv:1607.08022): a group normalisation with one channel to a group."""
-        return self._apply(x, keras.layers.GroupNormalization(groups=-1, epsilon=INSTANCE_NORM_EPSILON, name=name))
+        return self._apply(x, InstanceNormalization(groups=-1, epsilon=INSTANCE_NORM_EPSILON, name=name, dtype="float32"))
 
     def _kernel_start(self):
         if self._seed is None:
@@ -205,8 +222,8 @@ def _pool(x, name):
     return keras.layers.MaxPooling2D(2, name=name)(x)
 
 
-def _leaky_relu(x, name):
-    return keras.layers.LeakyReLU(LEAKY_RELU_SLOPE, name=name)(x)
+def _leaky_relu(x, name, dtype=None):
+    return keras.layers.LeakyReLU(LEAKY_RELU_SLOPE, name=name, dtype=dtype)(x)
 
 
 def _concatenate(parts, name):
@@ -219,8 +236,8 @@ def _sum(x, skip, name):
 
 def _output(z, level):
     """0.58 tanh(z) + 0.5: a little more than [0, 1], so that black and white are reached with a gradient left."""
-    return keras.layers.Rescaling(0.58, 0.5, name=f"{level}_output")(
-        keras.layers.Activation("tanh", name=f"{level}_tanh")(z))
+    return keras.layers.Rescaling(0.58, 0.5, name=f"{level}_output", dtype="float32")(
+        keras.layers.Activation("tanh", name=f"{level}_tanh", dtype="float32")(z))
 
 
 @keras.utils.register_keras_serializable("pynet")
@@ -229,3 +246,31 @@ class SpaceToDepth(keras.layers.Layer):
 
     def call(self, x):
         return tf.nn.space_to_depth(x, 2)
+
+
+@keras.utils.register_keras_serializable("pynet")
+class InstanceNormalization(keras.layers.GroupNormalization):
+    """Instance normalisation (arXiv:1607.08022): a group normalisation with one channel to a group.
+
+    Its gradient is given in closed form. What automatic differentiation makes of the 76 layers is half of all operations of
+    a training step, and the time that it takes to build and optimise their graph is time before the first update.
+    """
+
+    def call(self, x):
+        @tf.custom_gradient
+        def normalise(x, gamma, beta):
+            mean, variance = tf.nn.moments(x, (1, 2), keepdims=True)
+            inverse_deviation = tf.math.rsqrt(variance + self.epsilon)
+            scale = gamma * inverse_deviation
+
+            def gradient(dy):
+                normalised = (x - mean) * inverse_deviation
+                dbeta = tf.reduce_sum(dy, (1, 2), keepdims=True)
+                dgamma = tf.reduce_sum(dy * normalised, (1, 2), keepdims=True)
+                height, width = keras.ops.shape(x)[1:3]
+                dx = scale * (dy - (dbeta + normalised * dgamma) / tf.cast(height * width, x.dtype))
+                return dx, tf.reduce_sum(dgamma, (0, 1, 2)), tf.reduce_sum(dbeta, (0, 1, 2))
+
+            return x * scale + (beta - mean * scale), gradient
+
+        return normalise(tf.cast(x, self.compute_dtype), tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta))

@@ -15,6 +15,7 @@ import pathlib
 import signal
 import sys
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -26,11 +27,16 @@ from utils import DataError, Parameter, UsageError
 DEFAULT_ITERATIONS = {7: 5000, 6: 5000, 5: 20000, 4: 20000, 3: 30000, 2: 80000, 1: 100000}  # the paper's schedule
 ADAM_BETA_1, ADAM_BETA_2, ADAM_EPSILON = 0.9, 0.999, 1e-8
 VISUAL_CROPS = 7
+FIRST_LOSS_SCALE, SCALE_DOUBLES_AFTER = 2.0 ** 15, 2000  # section 3.2 of arXiv:1710.03740; it leaves the numbers open
+LOGGED_METRICS = ("content", "mse", "psnr", "l1", "ms-ssim")
 MS_SSIM_LEVELS = (3, 2, 1)  # the patches of the levels above are too small for its five scales
 
 PARAMETERS = (
     Parameter("level", int, utils.REQUIRED, "level to train: 7 first, then 6 ... 1", 1, 7),
-    Parameter("batch_size", int, 50, "images in a batch", 1),
+    Parameter("batch_size", int, 50, "images in a batch, of all devices together", 1),
+    Parameter("micro_batch", int, None, "images that a device computes at a time: less memory, the same update", 1,
+              default_text="its whole part of the batch"),
+    Parameter("precision", utils.PRECISIONS, "float32", "of the feature maps; weights, Adam and losses stay float32"),
     Parameter("train_size", int, 4894, "training images drawn at random for each 1000 iterations", 1),
     Parameter("eval_step", int, 1000, "iterations between two checkpoints, with metrics and visual crops", 1),
     Parameter("learning_rate", float, 5e-5, "of Adam", 1e-12, 1),
@@ -55,6 +61,8 @@ class Run:
     iteration: int = 0  # updates done
     evaluated: bool = False  # whether the metrics of this iteration are in the log, where they are due
     losses: list = dataclasses.field(default_factory=list)  # of the iterations since the last evaluation
+    loss_scale: float = FIRST_LOSS_SCALE  # of precision=float16
+    steps_at_scale: int = 0  # iterations since the loss scale last changed
     checkpoints: list = dataclasses.field(default_factory=list)  # iterations of those that this run has written
 
 
@@ -63,9 +71,8 @@ def main(argv):
     settings = utils.parse_arguments(argv, PARAMETERS, USAGE)
     if settings.level == 7 and settings.restore_iter:
         raise UsageError("restore_iter: level 7 is the first to be trained and starts from no other level")
-    utils.prepare_folders(utils.MODELS, utils.RESULTS)
-    with utils.lock_level(settings.level):
-        utils.discard_half_saves(settings.level)
+    worker = utils.place_among_workers()
+    with prepared_folders(settings.level) if worker.index == 0 else contextlib.nullcontext():
         run, weights, photos_before = find_start(settings)
         if is_done(settings, run):
             print(f"Level {settings.level} has its {settings.num_train_iters} iterations; num_train_iters=... trains on")
@@ -76,8 +83,17 @@ def main(argv):
         if photos_before not in (None, fingerprint(train_pairs)):
             print(f"Note: these are not the training photos that the run had until now ({photos_before['count']} "
                   "photos): it goes on with these")
-        utils.start_tensorflow()
-        return train(settings, run, weights, vgg_file, train_pairs, test_pairs)
+        utils.start_tensorflow(precision=settings.precision)
+        return train(settings, worker, run, weights, vgg_file, train_pairs, test_pairs)
+
+
+@contextlib.contextmanager
+def prepared_folders(level):
+    """models/ and results/, with the level locked; only the first of several workers writes there."""
+    utils.prepare_folders(utils.MODELS, utils.RESULTS)
+    with utils.lock_level(level):
+        utils.discard_half_saves(level)
+        yield
 
 
 def find_start(settings):
@@ -152,11 +168,10 @@ def find_vgg19(settings):
     return None
 
 
-def train(settings, run, weights, vgg_file, train_pairs, test_pairs):
+def train(settings, worker, run, weights, vgg_file, train_pairs, test_pairs):
     """The story of a level: restore, then iterate; every eval_step save, measure and show. Returns the exit status."""
-    level = Level(settings, run, weights, vgg_file, train_pairs, test_pairs)
-    level.say_disk_space()
-    attempt(append_to_log, heading(settings, run, weights, train_pairs, test_pairs))
+    level = Level(settings, worker, run, weights, vgg_file, train_pairs, test_pairs)
+    level.begin()
     saved = True
     with StopSignals() as stop:
         if run.iteration == settings.num_train_iters and run.iteration not in utils.saved_iterations(settings.level):
@@ -164,11 +179,11 @@ def train(settings, run, weights, vgg_file, train_pairs, test_pairs):
         if not run.evaluated:
             level.evaluate(stop)
         batches = load_dataset.training_batches(train_pairs, settings.level, settings.batch_size, settings.train_size,
-                                                run.iteration + 1, settings.num_train_iters, settings.seed)
+                                                run.iteration + 1, settings.num_train_iters, settings.seed, level.division.places)
         progress = utils.ProgressLine(run.iteration, settings.num_train_iters, f"level {settings.level}, iteration")
         while run.iteration < settings.num_train_iters and not stop.received:
             batch = level.next_batch(batches)
-            level.update(batch)
+            level.update(batch, stop)
             progress.update(run.iteration, f"loss {run.losses[-1]:.4g}")
             if not run.evaluated:
                 progress.clear()
@@ -186,21 +201,31 @@ def train(settings, run, weights, vgg_file, train_pairs, test_pairs):
 
 
 class Level:
-    """A level in training: its network with its moments, what one iteration does, and what is saved and shown."""
+    """A level in training: its network with its moments, what one iteration does, and what is saved and shown.
 
-    def __init__(self, settings, run, weights, vgg_file, train_pairs, test_pairs):
+    Of several workers each has one. They compute and count the same, and only the first one writes.
+    """
+
+    def __init__(self, settings, worker, run, weights, vgg_file, train_pairs, test_pairs):
         import model
         import vgg
-        vgg19 = vgg.load_vgg19(vgg_file) if vgg_file else None  # first, because the file may be wrong
-        self.settings, self.run, self.train_pairs, self.test_pairs = settings, run, train_pairs, test_pairs
-        pynet = model.build_pynet(load_dataset.PATCH, load_dataset.PATCH, seed=None if weights else settings.seed)
-        network = model.network_for_level(pynet, settings.level)
-        self.adam = Adam(trained_variables(network))
+        self.settings, self.worker, self.run = settings, worker, run
+        self.weights, self.train_pairs, self.test_pairs = weights, train_pairs, test_pairs
+        strategy = choose_strategy(worker)
+        vgg19 = vgg.load_vgg19(vgg_file) if vgg_file else None  # before the network, because the file may be wrong
+        with strategy.scope():
+            pynet = model.build_pynet(load_dataset.PATCH, load_dataset.PATCH, None if weights else settings.seed,
+                                      settings.precision)
+            network = model.network_for_level(pynet, settings.level)
+            self.adam = Adam(trained_variables(network))
         self.variables = pynet.variables
         self.state = pynet.variables | self.adam.named_moments(pynet.variables)
         if weights:
             utils.restore_checkpoint(self.state if run.iteration else self.variables, weights)
-        self.training_step = make_training_step(network, settings.level, vgg19, self.adam, settings.learning_rate)
+        self.scales_loss = settings.precision == "float16"
+        self.division = divide_batch(settings.batch_size, settings.micro_batch, strategy, worker)
+        self.training_step = make_training_step(network, settings.level, vgg19, self.adam, settings.learning_rate,
+                                                self.division, self.scales_loss)
         self.evaluation_step = make_evaluation_step(network, settings.level, vgg19)
         self.damaged_test_photos = load_dataset.DamagedPhotos(len(test_pairs))
         self.state_iteration = run.iteration  # of the state on the disk, 0 while there is none of this run
@@ -213,19 +238,61 @@ class Level:
             self.save_for_stop(saved=True)
             raise
 
-    def update(self, batch):
+    def update(self, batch, stop):
         """One iteration. DataError if the loss is NaN or infinite: such a run is lost, its checkpoints must not be."""
-        value = float(self.training_step(batch.inputs, batch.targets, self.run.iteration + 1))
-        self.run.iteration += 1
-        self.run.losses.append(value)
-        self.run.evaluated = bool(self.run.iteration % self.settings.eval_step
-                                  and self.run.iteration < self.settings.num_train_iters)
+        run = self.run
+        value, stopped = self.take_step(batch, stop)
+        run.iteration += 1
+        run.losses.append(value)
+        run.evaluated = bool(run.iteration % self.settings.eval_step and run.iteration < self.settings.num_train_iters)
+        if stopped and not stop.received:
+            utils.say("another worker was told to stop")
+            stop.received = signal.SIGTERM
         if not math.isfinite(value):
             raise self.not_finite(f"the loss is {value} (photos {', '.join(batch.names)})")
+
+    def take_step(self, batch, stop):
+        """The update of one iteration: (loss before it, whether any worker was told to stop).
+
+        Where float16 gradients overflow the same batch is computed again with half the loss scale.
+        """
+        import tensorflow as tf
+        run = self.run
+        try:
+            while True:
+                step = self.training_step(batch.inputs, batch.targets, run.iteration + 1, bool(stop.received),
+                                          run.loss_scale if self.scales_loss else 1.0)
+                if step.applied or run.loss_scale <= 1:
+                    break
+                run.loss_scale, run.steps_at_scale = run.loss_scale / 2, 0
+        except tf.errors.ResourceExhaustedError:
+            raise self.out_of_memory() from None
+        except tf.errors.OpError as error:
+            if self.worker.count == 1:
+                raise
+            raise DataError(f"a worker was lost after iteration {run.iteration} ({str(error).splitlines()[0]}): start all "
+                            f"workers again. {self.how_to_go_on()}") from None
+        run.steps_at_scale += 1
+        if run.steps_at_scale == SCALE_DOUBLES_AFTER:
+            run.loss_scale, run.steps_at_scale = 2 * run.loss_scale, 0
+        return step.loss, step.stopped
+
+    def out_of_memory(self):
+        """The error that names what would need less memory."""
+        full, images = f"the device's memory is full at level {self.settings.level}", self.division.largest_piece()
+        if images > 1:
+            return DataError(f"{full} with {images} images at a time: try micro_batch={images // 2}, which is the same training "
+                             "in smaller pieces")
+        if self.settings.precision == "float32":
+            return DataError(f"{full} with one image at a time: try precision=bfloat16 or float16, which takes about half")
+        return DataError(f"{full} with one image at a time: a device with more memory is needed, or all of this one's")
 
     def save(self, *actions):
         """Calls what saves weights or state; False where that fails. DataError if the weights are NaN or infinite."""
         import tensorflow as tf
+        if self.worker.index:
+            self.state_iteration = self.run.iteration  # as the first worker has it
+            return True
         if not all(tf.reduce_all(tf.math.is_finite(variable)) for variable in self.adam.variables):
             raise self.not_finite("the weights are no longer finite")
         return all([attempt(action) for action in actions])
@@ -286,8 +353,11 @@ class Level:
     def evaluate(self, stop):
         """Measures the test photos, shows the first few, and adds a line to the log; nothing if it is stopped midway."""
         run = self.run
+        if self.worker.index:
+            run.losses, run.evaluated = [], True
+            return
         test = evaluate_and_show(self.evaluation_step, self.test_pairs, self.damaged_test_photos, self.settings,
-                                 run.iteration, stop)
+                                 run.iteration, self.division.largest_piece(), stop)
         if test is None:
             return
         line = log_line(run.iteration, np.mean(run.losses) if run.losses else math.nan, test)
@@ -296,6 +366,19 @@ class Level:
         run.losses, run.evaluated = [], True
         if run.iteration and self.is_on_disk():
             attempt(utils.write_notes, utils.resume_prefix(self.settings.level), self.notes())
+
+    def begin(self):
+        """What there is to say at the start, and the heading in the log."""
+        check_agreement(self.division.strategy, self.worker, self.what_workers_share())
+        if self.worker.index == 0:
+            self.say_disk_space()
+            attempt(append_to_log, heading(self.settings, self.run, self.weights, self.train_pairs, self.test_pairs))
+
+    def what_workers_share(self):
+        """Text that is the same for all workers if they train the same; their files may lie in different folders."""
+        settings = {name: value for name, value in inherited(self.settings).items() if not name.endswith("_dir")}
+        start = pathlib.Path(f"{self.weights}.index").read_bytes() if self.weights else b""  # has checksums of all weights
+        return repr((self.settings.level, self.run, settings, fingerprint(self.train_pairs), hashlib.sha256(start).digest()))
 
     def say_disk_space(self):
         """Says how much disk the checkpoints of the level can take, and warns where there is less."""
@@ -309,6 +392,28 @@ class Level:
         if free < needed:
             utils.warn(f"that is more than is free in {utils.MODELS}/: make room, or lower max_to_keep "
                        f"(it is {self.settings.max_to_keep})")
+
+
+def choose_strategy(worker):
+    """How devices work together: the workers of TF_CONFIG, or all GPUs of this machine, or the one device there is."""
+    import tensorflow as tf
+    if worker.count > 1:
+        utils.say(f"Worker {worker.index + 1} of {worker.count}, waiting for the others")
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    several = len(tf.config.list_logical_devices("GPU")) > 1
+    return tf.distribute.MirroredStrategy() if several else tf.distribute.get_strategy()
+
+
+def check_agreement(strategy, worker, text):
+    """DataError unless all workers have the same text, which says what they are about to train."""
+    import tensorflow as tf
+    if worker.count == 1:
+        return
+    digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+    own = strategy.experimental_distribute_values_from_function(lambda _: tf.constant([digest], tf.int64))
+    if len(set(strategy.gather(own, axis=0).numpy())) > 1:
+        raise DataError("the workers do not have the same arguments, photos and checkpoints: give all of them the same "
+                        "arguments, and copies of (or one shared) models/ and data set")
 
 
 class StopSignals:
@@ -389,13 +494,12 @@ def content_loss(vgg19, output, target):
 
 
 def metrics(level, output, target, vgg19=None):
-    """{name: scalar} of a batch: loss, content (with VGG-19), mse, psnr of that mse in dB, l1, ms-ssim (levels 1-3)."""
+    """{name: scalar}, means over the images: loss, content (with VGG-19), mse, l1, ms-ssim (levels 1-3)."""
     import tensorflow as tf
-    mse = tf.reduce_mean(tf.math.squared_difference(output, target))
     found = {"loss": loss(level, output, target, vgg19)}
     if vgg19:
         found["content"] = content_loss(vgg19, output, target)
-    found |= {"mse": mse, "psnr": -10 / math.log(10) * tf.math.log(mse), "l1": l1_loss(output, target)}
+    found |= {"mse": tf.reduce_mean(tf.math.squared_difference(output, target)), "l1": l1_loss(output, target)}
     if level in MS_SSIM_LEVELS:
         found["ms-ssim"] = tf.reduce_mean(tf.image.ssim_multiscale(output, target, 1.0))
     return found
@@ -425,12 +529,14 @@ class Adam:
         """Updates the variables. `iteration` is t, 1 for the first update."""
         import tensorflow as tf
         t = tf.cast(iteration, tf.float64)
+        numbers = dict(zip(("lr", "beta1", "beta2", "epsilon"), map(
+            tf.constant, (learning_rate, ADAM_BETA_1, ADAM_BETA_2, ADAM_EPSILON))))  # once, not for each variable
         beta_1_power, beta_2_power = (tf.cast(tf.pow(tf.constant(beta, tf.float64), t), tf.float32)
                                       for beta in (ADAM_BETA_1, ADAM_BETA_2))
         for variable, (m, s), gradient in zip(self.variables, self.moments, gradients, strict=True):
             tf.raw_ops.ResourceApplyAdam(
                 var=variable.handle, m=m.handle, v=s.handle, beta1_power=beta_1_power, beta2_power=beta_2_power,
-                lr=learning_rate, beta1=ADAM_BETA_1, beta2=ADAM_BETA_2, epsilon=ADAM_EPSILON, grad=gradient)
+                grad=gradient, **numbers)
 
 
 def trained_variables(network):
@@ -438,20 +544,141 @@ def trained_variables(network):
     return [variable.value for variable in network.trainable_variables]
 
 
-def make_training_step(network, level, vgg19, adam, learning_rate):
-    """Returns step(inputs, targets, iteration): one update on uint8 arrays; it gives the loss before the update."""
+class Division(NamedTuple):
+    """How the devices of a strategy share a batch of `size` images.
+
+    rounds: what is computed at a time; in each round a range of images for every device, which may be empty.
+    places: the images that this worker loads.
+    """
+
+    size: int
+    strategy: Any
+    rounds: list
+    places: range
+
+    def largest_piece(self):
+        """Images that a device computes at a time."""
+        return max(map(len, self.rounds[0]))
+
+
+def divide_batch(size, micro_batch=None, strategy=None, worker=utils.ONLY_WORKER):
+    """The `Division` of a batch, as even as can be, into pieces of at most `micro_batch` images (None: one piece each)."""
+    import tensorflow as tf
+    strategy = strategy or tf.distribute.get_strategy()
+    devices = strategy.num_replicas_in_sync
+    bounds = [size * device // devices for device in range(devices + 1)]
+    shares = [range(size)[start:stop] for start, stop in zip(bounds, bounds[1:])]
+    largest = max(map(len, shares))
+    piece = min(micro_batch or largest, largest)
+    rounds = [[share[first:first + piece] for share in shares] for first in range(0, largest, piece)]
+    first, last = (devices * index // worker.count for index in (worker.index, worker.index + 1))
+    return Division(size, strategy, rounds, range(size)[bounds[first]:bounds[last]])
+
+
+class Step(NamedTuple):
+    """What a training step gives: the loss before its update, whether it was applied, whether any worker is to stop."""
+
+    loss: float
+    applied: bool
+    stopped: bool
+
+
+def make_training_step(network, level, vgg19, adam, learning_rate, division, scales_loss=False):
+    """Makes the update of one iteration.
+
+    Nothing in the network mixes the images of a batch and every loss is a mean over images, so the gradient of a batch is
+    the sum of the gradients of its pieces, each with its share of the images.
+
+    Args:
+      network: of the level; it and `adam` were made under the scope of the division's strategy.
+      division: what `divide_batch` returned.
+      scales_loss: whether gradients may overflow; an update that is not finite is left out then.
+
+    Returns:
+      step(inputs, targets, iteration, stop=False, loss_scale=1.0) -> `Step`, on this worker's places of the batch: uint8
+      arrays as in `load_dataset.Batch`. `iteration` is 1 for the first update.
+    """
+    import tensorflow as tf
+    strategy = division.strategy
+    devices = strategy.num_replicas_in_sync
+    at_once = len(division.rounds) == 1 and not scales_loss
+    with strategy.scope():
+        sums = [] if at_once else [tf.Variable(tf.zeros_like(variable), trainable=False) for variable in adam.variables]
+
+    def over_devices(values):
+        """The sum over all devices of each value."""
+        return values if devices == 1 else tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+    def differentiate(inputs, targets, share, loss_scale):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            for variable in adam.variables:
+                tape.watch(variable)
+            value = share * loss(level, network(_to_unit_range(inputs), training=True), _to_unit_range(targets), vgg19)
+            scaled = value * loss_scale
+        return value, tape.gradient(scaled, adam.variables)
+
+    def update_at_once(inputs, targets, share, stop, iteration):
+        value, gradients = differentiate(inputs, targets, share, 1.0)
+        value, stop, *gradients = over_devices([value, tf.identity(stop), *gradients])
+        adam.apply(gradients, iteration, learning_rate)
+        return value, stop
+
+    def add_piece(inputs, targets, share, stop, loss_scale):
+        value, gradients = differentiate(inputs, targets, share, loss_scale)
+        for total, gradient in zip(sums, gradients, strict=True):
+            tf.raw_ops.AssignAddVariableOp(resource=total.handle, value=gradient)
+        return over_devices([value, tf.identity(stop)])
+
+    def update_from_sums(iteration, loss_scale):
+        gradients = [total / loss_scale for total in over_devices([total.read_value() for total in sums])]
+        for total in sums:
+            tf.raw_ops.AssignVariableOp(resource=total.handle, value=tf.zeros_like(total))
+
+        def apply():
+            adam.apply(gradients, iteration, learning_rate)
+            return True
+
+        if not scales_loss:
+            return [apply()]
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+        return [tf.cond(finite, apply, lambda: False)]
+
+    def on_devices(function):
+        """Compiled, run on all devices; gives what the first device of this worker returned."""
+        compiled = tf.function(lambda *arguments: strategy.run(function, arguments), autograph=False, reduce_retracing=True)
+        return lambda *arguments: [strategy.experimental_local_results(value)[0] for value in compiled(*arguments)]
+
+    update_at_once, add_piece, update_from_sums = map(on_devices, (update_at_once, add_piece, update_from_sums))
+
+    def step(inputs, targets, iteration, stop=False, loss_scale=1.0):
+        iteration, stop, loss_scale = tf.constant(iteration, tf.int64), tf.constant(float(stop)), tf.constant(loss_scale)
+        pieces = (_pieces_for_devices(division, parts, inputs, targets) for parts in division.rounds)
+        if at_once:
+            value, stop = update_at_once(*next(pieces), stop, iteration)
+            return Step(float(value), True, float(stop) > 0)
+        found = [add_piece(*piece, stop, loss_scale) for piece in pieces]
+        applied, = update_from_sums(iteration, loss_scale)
+        return Step(sum(float(value) for value, _ in found), bool(applied), float(found[-1][1]) > 0)
+
+    return step
+
+
+def _pieces_for_devices(division, parts, inputs, targets):
+    """(inputs, targets, share of the batch) of a round, for `Strategy.run`. A device without images gets black ones, with
+    the share 0."""
     import tensorflow as tf
 
-    @tf.function(autograph=False)
-    def step(inputs, targets, iteration):
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(adam.variables)
-            value = loss(level, network(_to_unit_range(inputs), training=True), _to_unit_range(targets), vgg19)
-        adam.apply(tape.gradient(value, adam.variables), iteration, learning_rate)
-        return value
+    def on_devices(value_of):
+        if len(parts) == 1:
+            return tf.constant(value_of(parts[0]))
+        return division.strategy.experimental_distribute_values_from_function(
+            lambda context: tf.constant(value_of(parts[context.replica_id_in_sync_group])))
 
-    return lambda inputs, targets, iteration: step(
-        tf.constant(inputs), tf.constant(targets), tf.constant(iteration, tf.int64))
+    def images(values, part):
+        return values[part.start - division.places.start:][:len(part)] if part else np.zeros_like(values[:1])
+
+    return (on_devices(lambda part: images(inputs, part)), on_devices(lambda part: images(targets, part)),
+            on_devices(lambda part: np.float32(len(part) / division.size)))
 
 
 def make_evaluation_step(network, level, vgg19):
@@ -476,16 +703,19 @@ def _to_unit_range(images):
 # What is reported ----------------------------------------------------------------------------------------------------
 
 
-def evaluate_and_show(evaluation_step, test_pairs, damaged, settings, iteration, stop):
-    """Means of the metrics over all test patches; writes the visual crops of the first few. None where it is stopped."""
+def evaluate_and_show(evaluation_step, test_pairs, damaged, settings, iteration, piece, stop):
+    """Means of the metrics over all test patches; writes the visual crops of the first few. None where it is stopped.
+
+    `piece` is the number of images that the device takes at a time.
+    """
     totals, count = {}, 0
     for batch in load_dataset.test_batches(test_pairs, settings.level, settings.batch_size, damaged):
         if stop.received:
             return None
-        found, outputs = evaluation_step(batch.inputs, batch.targets)
+        found, outputs = evaluate_batch(evaluation_step, batch, piece)
         for name, value in found.items():
-            totals[name] = totals.get(name, 0.0) + float(value) * len(batch.names)
-        for place, parts in enumerate(zip(batch.inputs, outputs.numpy(), batch.targets), count):
+            totals[name] = totals.get(name, 0.0) + value * len(batch.names)
+        for place, parts in enumerate(zip(batch.inputs, outputs, batch.targets), count):
             if place < VISUAL_CROPS:
                 path = utils.RESULTS / f"pynet_img_{place}_level_{settings.level}_iter_{iteration}.jpg"
                 attempt(utils.write_image, path, visual_crop(*parts))
@@ -493,6 +723,18 @@ def evaluate_and_show(evaluation_step, test_pairs, damaged, settings, iteration,
     if not count:
         raise DataError("all test photos are damaged: python -m tools.check_dataset lists them")
     return {name: total / count for name, total in totals.items()}
+
+
+def evaluate_batch(evaluation_step, batch, piece):
+    """({name: metric of the batch}, outputs): PSNR, in dB, is that of the batch's MSE; the others are means over images."""
+    found, outputs, count = {}, [], len(batch.names)
+    for first in range(0, count, piece):
+        means, rendered = evaluation_step(batch.inputs[first:first + piece], batch.targets[first:first + piece])
+        outputs += list(rendered.numpy())
+        for name, value in means.items():
+            found[name] = found.get(name, 0.0) + float(value) * len(rendered) / count
+    found["psnr"] = -10 * math.log10(found["mse"]) if found["mse"] else math.inf
+    return found, outputs
 
 
 def visual_crop(patch, output, target):
@@ -508,7 +750,7 @@ def visual_crop(patch, output, target):
 
 def log_line(iteration, training_loss, test):
     """The line of an evaluation in models/logs.txt: `training_loss` is the mean since the line before."""
-    terms = ", ".join(f"{name}: {value:.4g}" for name, value in test.items() if name != "loss")
+    terms = ", ".join(f"{name}: {test[name]:.4g}" for name in LOGGED_METRICS if name in test)
     return f"step {iteration} | training: {training_loss:.4g}, test: {test['loss']:.4g} | {terms}"
 
 

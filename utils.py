@@ -27,6 +27,8 @@ RESULTS = pathlib.Path("results")
 FULL_RESOLUTION = RESULTS / "full-resolution"
 LOG = MODELS / "logs.txt"
 
+PRECISIONS = ("float32", "bfloat16", "float16")
+
 REQUIRED = object()  # the default of a parameter that has none
 
 
@@ -42,10 +44,11 @@ class DataError(Exception):
 
 
 class Parameter(NamedTuple):
-    """One `name=value` argument. `default_text` says in words what a default of None stands for."""
+    """One `name=value` argument. `kind` is int, float, bool, str or a tuple of the words that it can be; `default_text`
+    says in words what a default of None stands for."""
 
     name: str
-    kind: type
+    kind: Any
     default: Any
     meaning: str
     minimum: float = -math.inf
@@ -113,6 +116,10 @@ def _unknown_argument(argument, known):
 
 
 def _parse_value(parameter, text):
+    if isinstance(parameter.kind, tuple):
+        if text.lower() not in parameter.kind:
+            raise UsageError(f"{parameter.name}={text}: is to be {' or '.join(parameter.kind)} ({parameter.meaning})")
+        return text.lower()
     try:
         value = _CONVERSIONS[parameter.kind](text)
     except ValueError:
@@ -177,7 +184,7 @@ def run(main):
     except Exception as error:
         if type(error).__name__ != "ResourceExhaustedError":  # of TensorFlow, which need not be imported
             raise
-        print("error: the device's memory is full; a smaller batch_size needs less (training), "
+        print("error: the device's memory is full; a smaller micro_batch needs less (training), "
               "or the CPU can do it: use_gpu=false (rendering)", file=sys.stderr)
         return 1
 
@@ -196,8 +203,8 @@ def warn(text):
 # TensorFlow ----------------------------------------------------------------------------------------------------------
 
 
-def start_tensorflow(use_gpu=True):
-    """Imports TensorFlow, quietly, and says on which device it computes.
+def start_tensorflow(use_gpu=True, precision="float32"):
+    """Imports TensorFlow, quietly, and says on which device it computes, and whether that is slow in a precision.
 
     `use_gpu=False` hides every GPU from TensorFlow. A GPU's memory is taken as it is needed, not all at once.
     TF_CPP_MIN_LOG_LEVEL=0 in the environment brings TensorFlow's own messages back.
@@ -220,7 +227,60 @@ def start_tensorflow(use_gpu=True):
                                           for gpu in gpus))
     else:
         print("Computing on the CPU: TensorFlow sees no GPU (TF_CPP_MIN_LOG_LEVEL=0 lets it say why)")
+    for device in gpus if use_gpu and gpus else [None]:
+        if precision != "float32" and not computes_fast(precision, device):
+            warn(f"{device.name if device else 'this CPU'} has no arithmetic for {precision}: it emulates it, which can take "
+                 "longer than float32")
     return tf
+
+
+def computes_fast(precision, gpu=None):
+    """Whether a GPU (a TensorFlow physical device), or the CPU, has arithmetic units for "bfloat16" or "float16".
+
+    NVIDIA's tensor cores take float16 from compute capability 7.0 on and bfloat16 from 8.0 on. TensorFlow's CPU kernels
+    take bfloat16 where the processor has AVX512_BF16 or AMX (x86) or BF16 (ARM), and emulate float16.
+    """
+    if gpu is not None:
+        import tensorflow as tf
+        capability = tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0))
+        return capability >= {"float16": (7, 0), "bfloat16": (8, 0)}[precision]
+    try:
+        features = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        return False
+    return precision == "bfloat16" and any(name in features for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+# Workers -------------------------------------------------------------------------------------------------------------
+
+
+class Worker(NamedTuple):
+    """This process among those that train together: `index` from 0 to `count` - 1. The first one writes the files."""
+
+    index: int
+    count: int
+
+
+ONLY_WORKER = Worker(0, 1)
+
+
+def place_among_workers():
+    """The `Worker` that the environment variable TF_CONFIG says this process is; UsageError where it makes no sense.
+
+    TF_CONFIG is TensorFlow's: {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}, with a
+    "chief" in front of the workers if one likes. Without it there is one worker.
+    """
+    text = os.environ.get("TF_CONFIG", "").strip()
+    if not text:
+        return ONLY_WORKER
+    try:
+        config = json.loads(text)
+        cluster, task = config["cluster"], config["task"]
+        tasks = [(kind, index) for kind in ("chief", "worker") for index in range(len(cluster.get(kind, ())))]
+        return Worker(tasks.index((task["type"], int(task["index"]))), len(tasks))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UsageError('TF_CONFIG: is to be like {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", '
+                         f'"index": 0}}}}, not {text}') from None
 
 
 def _import_without_chatter():

@@ -17,7 +17,8 @@ SCRIPTS = {"train_model.py": train_model, "test_model.py": test_model}
 
 DEFAULTS = {  # as the help text and the README show them
     "train_model.py": {
-        "level": "obligatory", "batch_size": "50", "train_size": "4894", "eval_step": "1000", "learning_rate": "5e-05",
+        "level": "obligatory", "batch_size": "50", "micro_batch": "its whole part of the batch",
+        "precision": "float32", "train_size": "4894", "eval_step": "1000", "learning_rate": "5e-05",
         "restore_iter": "last saved",
         "num_train_iters": "5000, 5000, 20000, 20000, 30000, 80000, 100000 for levels 7 ... 1",
         "vgg_dir": "vgg_pretrained/imagenet-vgg-verydeep-19.mat", "dataset_dir": "ebb_dataset/"},

@@ -49,8 +49,8 @@ def steps(monkeypatch, shared_pynet):
     monkeypatch.setattr(model, "build_pynet", lambda *_, **__: shared_pynet)
 
     def install(function):
-        monkeypatch.setattr(train_model, "make_training_step",
-                            lambda network, *_: lambda inputs, targets, iteration: function(network, iteration))
+        monkeypatch.setattr(train_model, "make_training_step", lambda network, *_: lambda inputs, targets, iteration, *_: (
+            train_model.Step(function(network, iteration), applied=True, stopped=False)))
     return install
 
 
@@ -200,7 +200,7 @@ def test_saving_and_looking_for_checkpoints_do_not_disturb_each_other(workplace)
 
 def test_a_second_ctrl_c_stops_at_once(workplace, photos):
     code = ("import os, signal, sys, time, train_model, utils\n"
-            "def stubborn(inputs, targets, iteration):\n"
+            "def stubborn(*_):\n"
             "    os.kill(os.getpid(), signal.SIGINT)\n"
             "    os.kill(os.getpid(), signal.SIGINT)\n"
             "    time.sleep(60)\n"

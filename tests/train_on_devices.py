@@ -1,0 +1,57 @@
+"""Trains a small PyNET for some steps in several ways, and prints {way: losses} as JSON: what test_devices.py compares.
+
+Without TF_CONFIG in the environment the ways are one device, one device in pieces, and two logical CPUs; with it, this is
+one of several workers.
+"""
+
+import json
+import os
+import pathlib
+import sys
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import tensorflow as tf
+
+import model
+import train_model
+import utils
+
+LEVEL, BATCH, SIZE, STEPS = 7, 5, 128, 10
+LEARNING_RATE = 1e-7  # so small because Adam divides gradients that are hardly more than rounding by their own size
+
+
+def losses(strategy, worker=utils.ONLY_WORKER, micro_batches=(None,)):
+    """For each size of pieces the losses before the first updates of fresh weights, always on the same batch."""
+    with strategy.scope():
+        pynet = model.build_pynet(SIZE, SIZE, seed=1)
+        network = model.network_for_level(pynet, LEVEL)
+        start = [variable.numpy() for variable in train_model.trained_variables(network)]
+    for micro_batch in micro_batches:
+        with strategy.scope():
+            adam = train_model.Adam(train_model.trained_variables(network))
+        for variable, value in zip(adam.variables, start):
+            variable.assign(value)
+        division = train_model.divide_batch(BATCH, micro_batch, strategy, worker)
+        step = train_model.make_training_step(network, LEVEL, None, adam, LEARNING_RATE, division)
+        random, places = np.random.default_rng(1), slice(division.places.start, division.places.stop)
+        inputs = random.integers(0, 256, (BATCH, SIZE, SIZE, 4), np.uint8)[places]
+        targets = random.integers(0, 256, (BATCH, SIZE // 32, SIZE // 32, 3), np.uint8)[places]
+        yield [step(inputs, targets, iteration).loss for iteration in range(1, STEPS + 1)]
+
+
+def main():
+    worker = utils.place_among_workers()
+    if worker.count > 1:
+        return dict(zip(["worker"], losses(train_model.choose_strategy(worker), worker)))
+    cpu, = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    one, both = tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    return (dict(zip(["one device", "pieces of 2"], losses(one, micro_batches=(None, 2))))
+            | dict(zip(["two devices", "two devices, pieces of 1"], losses(both, micro_batches=(None, 1)))))
+
+
+if __name__ == "__main__":
+    print(json.dumps(main()))
