@@ -10,14 +10,17 @@ lock), so that memory does not grow with the number of photos. TensorFlow is not
 
 import collections
 import concurrent.futures
+import io
 import os
 import pathlib
 import re
+import struct
 import threading
+import zlib
 from typing import NamedTuple, Optional
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 import utils
 from utils import DataError
@@ -261,6 +264,122 @@ def _with_depth(photo, pair):
 
 def _resize(image, width, height):
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+# Own photos ----------------------------------------------------------------------------------------------------------
+
+
+OWN_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+OWN_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")  # by content; JPEG with the MPO of phones, which has a preview behind it
+OWN_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr")  # with 8 bits or 1
+GREY_16_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+DATE_TAG, EXIF_TAGS = 0x0132, 0x8769  # EXIF 2.32: date and time of change; where the tags of the shot lie
+SHOT_DATE_TAGS = (0x9003, 0x9004, 0x9010, 0x9011, 0x9012)  # taken, digitised, and the offsets from UTC of all three
+UNREADABLE_OWN = (*UNREADABLE, EOFError, LookupError, OverflowError, MemoryError, TypeError, struct.error, zlib.error)
+
+
+def find_own_photos(images_dir):
+    """{name without suffix: path} of the photos in a folder, or of a single file, in numeric order.
+
+    Photos are .jpg, .jpeg, .png, .webp, .tif and .tiff in either case; other files and hidden ones are passed over.
+
+    Raises:
+      DataError: there is no such folder or file, it holds no photo, or photos go by the same name.
+    """
+    folder = pathlib.Path(images_dir)
+    if not folder.exists():
+        raise DataError(f"{images_dir}: no such folder or photo")
+    paths = [folder] if folder.is_file() else [path for path in folder.iterdir() if not path.name.startswith(".")]
+    photos, problems = {}, []
+    for path in sorted(paths, key=lambda path: _numeric_order(path.name)):
+        if path.suffix.lower() not in OWN_SUFFIXES or not path.is_file():
+            continue
+        if path.stem in photos:
+            problems.append(f"{path}: goes by the same name as {photos[path.stem].name}; rename one of the two")
+        photos[path.stem] = path
+    if not photos:
+        is_what = "is" if folder.is_file() else "holds"
+        problems.append(f"{images_dir}: {is_what} no photo ({', '.join(OWN_SUFFIXES)})")
+    if problems:
+        raise DataError("\n  ".join(problems))
+    return photos
+
+
+def read_own_photo(path):
+    """Decodes any photo as an upright 8-bit Pillow image, mode "RGB".
+
+    EXIF's orientation is applied. Of 16 bits the upper 8 are taken. Transparent parts are laid on white. CMYK and grey go
+    through their colour profile where they bring one. Of several pages or frames it is the first.
+
+    Returns:
+      A Pillow image whose `info` holds at most "icc_profile" (of its RGB) and "exif" (the photo's dates and no more).
+
+    Raises:
+      DataError: the file is damaged, or no photo of 8 or 16 bits; it names the file and the reason.
+    """
+    try:
+        # A file and not a path: Pillow 13 maps uncompressed TIFFs into memory before it turns them, and mixes up the sides.
+        with open(path, "rb") as file, Image.open(file, formats=OWN_FORMATS) as image:
+            if image.format == "PNG":
+                with Image.open(path, formats=OWN_FORMATS) as whole:
+                    whole.verify()  # decoding alone does not look at the checksums
+            image.load()
+            if image.mode not in OWN_MODES + GREY_16_BIT_MODES:
+                raise DataError(f"{path}: has the pixel format {image.mode}; save it with 8 or 16 bits, as RGB or grey")
+            upright, dates = _apply_exif(image)
+            photo, profile = _to_rgb(upright), upright.info.get("icc_profile")
+    except UnidentifiedImageError:
+        raise DataError(f"{path}: is no JPEG, PNG, WebP or TIFF of 8 or 16 bits, or its beginning is damaged") from None
+    except UNREADABLE_OWN as error:
+        raise DataError(f"{path}: is damaged ({_reason(error)})") from None
+    photo, profile = _to_rgb_profile(upright, photo, profile)
+    photo.info = {name: value for name, value in (("icc_profile", profile), ("exif", dates)) if value}
+    return photo
+
+
+def _to_rgb(image):
+    """An image of any of the modes above as "RGB", its transparent parts on white."""
+    if image.mode in GREY_16_BIT_MODES:
+        image = Image.fromarray(np.uint8(np.asarray(image) >> 8))
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_rgb_profile(image, photo, profile):
+    """(photo, profile) for the RGB `photo` made of `image`: a profile of CMYK or grey is applied, one of RGB kept."""
+    if not profile:
+        return photo, None
+    try:
+        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        space = opened.profile.xcolor_space.strip()
+        if space == "RGB":
+            return photo, profile
+        if image.mode == {"CMYK": "CMYK", "GRAY": "L"}.get(space):
+            photo = ImageCms.profileToProfile(image, opened, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (OSError, TypeError, ValueError, ImageCms.PyCMSError):
+        pass  # a damaged profile: the photo is read as if it had none
+    return photo, None
+
+
+def _apply_exif(image):
+    """(the image upright, EXIF with its dates only); where its EXIF is damaged it is taken as it is."""
+    try:
+        return ImageOps.exif_transpose(image), _exif_dates(image)
+    except UNREADABLE_OWN:
+        return image, None
+
+
+def _exif_dates(image):
+    """The dates among a photo's EXIF tags, as bytes of EXIF; None where it has none."""
+    tags, dates = image.getexif(), Image.Exif()
+    shot = {tag: value for tag, value in tags.get_ifd(EXIF_TAGS).items() if tag in SHOT_DATE_TAGS}
+    if DATE_TAG in tags:
+        dates[DATE_TAG] = tags[DATE_TAG]
+    if shot:
+        dates[EXIF_TAGS] = shot
+    return dates.tobytes() if len(dates) else None
 
 
 # Streams of batches --------------------------------------------------------------------------------------------------
