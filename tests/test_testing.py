@@ -128,6 +128,10 @@ def rendered(folder, name, ending):
         return np.asarray(image)
 
 
+def pictures_in(folder):
+    return [path.name for path in (folder / "results" / "full-resolution").glob("*.png")]
+
+
 # Pictures ------------------------------------------------------------------------------------------------------------
 
 
@@ -136,7 +140,7 @@ def test_every_photo_is_rendered_at_its_size(whole_run):
     assert (done.status, done.err) == (0, "")
     for name, (size, _) in PHOTOS.items():
         assert rendered(folder, name, "_level_1_iteration_10.png").shape == (size[1], size[0], 3)
-    assert len(os.listdir(folder / "results" / "full-resolution")) == len(PHOTOS)
+    assert len(pictures_in(folder)) == len(PHOTOS)
 
 
 @pytest.mark.parametrize("name", ["1", "2"])
@@ -217,14 +221,14 @@ def test_restore_iter_takes_another_iteration_than_the_last(place_with, call):
     folder = place_with("3")
     done = call(test_model, "level=7", "restore_iter=9")
     assert str(utils.checkpoint_prefix(7, 9)) in done.out
-    assert os.listdir(folder / "results" / "full-resolution") == ["3_level_7_iteration_9.png"]
+    assert pictures_in(folder) == ["3_level_7_iteration_9.png"]
 
 
 def test_released_weights_are_used_with_orig(place_with, call, seed_1_checkpoint, link_checkpoint):
     folder = place_with("3")
     link_checkpoint(seed_1_checkpoint, utils.ORIGINAL / "pynet_bokeh_level_0")
     assert call(test_model, "orig=true", "level=7").status == 0
-    assert os.listdir(folder / "results" / "full-resolution") == ["3_level_7_orig.png"]
+    assert pictures_in(folder) == ["3_level_7_orig.png"]
 
 
 def test_without_a_checkpoint_the_command_that_makes_one_is_named(place_with, call):
@@ -255,7 +259,7 @@ def test_damaged_photos_are_named_the_others_are_rendered_and_the_status_is_1(pl
     done = call(test_model, "level=3")
     assert done.status == 1
     assert all(f"test/{kind}/{name}.png" in done.err for name, kind in damaged.items())
-    pictures = set(os.listdir(folder / "results" / "full-resolution"))
+    pictures = set(pictures_in(folder))
     assert {"1_level_3_iteration_10.png", "12_level_3_iteration_10.png"} <= pictures
     assert rendered(folder, "1", "_level_3_iteration_10.png").shape == (80, 64, 3)
 
@@ -265,7 +269,7 @@ def test_photo_smaller_than_a_pixel_of_the_level_is_named_and_the_others_are_ren
     write_photos(folder / "ebb_dataset", {"2": ((64, 62), True)})
     done = call(test_model, "level=7")
     assert done.status == 1 and "test/original/2.png" in done.err and "Traceback" not in done.err
-    assert os.listdir(folder / "results" / "full-resolution") == ["3_level_7_iteration_10.png"]
+    assert pictures_in(folder) == ["3_level_7_iteration_10.png"]
 
 
 def test_missing_depth_map_is_told_before_tensorflow_is_asked(place_with, call, monkeypatch):
