@@ -383,7 +383,7 @@ def read_depth_map(path, size):
         raise DataError(f"{path}: is no readable depth map ({_reason(error)})") from None
     shape = np.shape(depth)
     depth = np.squeeze(depth)
-    if depth.ndim != 2 or depth.dtype.kind not in "biuf":
+    if depth.ndim != 2 or not depth.size or depth.dtype.kind not in "biuf":
         raise DataError(f"{path}: holds {depth.dtype} of shape {shape}; a depth map has one number for each pixel")
     height, width = depth.shape
     if _lies_on_its_side((width, height), size):
@@ -418,7 +418,7 @@ def _spread(depth, path):
         raise DataError(f"{path}: holds no finite number")
     least, greatest = finite.min(), finite.max()
     depth = np.clip(np.where(np.isfinite(depth), depth, least), least, greatest)
-    return np.float32((depth - least) * (255 / max(greatest - least, np.finfo(np.float32).tiny)))
+    return np.float32(255 * ((depth - least) / ((greatest - least) or 1)))
 
 
 def read_own_photo(path):

@@ -26,7 +26,6 @@ ORIGINAL = MODELS / "original"
 RESULTS = pathlib.Path("results")
 FULL_RESOLUTION = RESULTS / "full-resolution"
 LOG = MODELS / "logs.txt"
-PNG_COMPRESSION = 1  # of zlib's 0-9: TODO
 
 REQUIRED = object()  # the default of a parameter that has none
 
@@ -480,7 +479,7 @@ def write_image(path, image, info=None):
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    options = {"quality": 95, "subsampling": 0} if path.suffix == ".jpg" else {"compress_level": PNG_COMPRESSION}
+    options = {"quality": 95, "subsampling": 0} if path.suffix == ".jpg" else {"compress_level": 3}
     try:
         iio.imwrite(partial, image, **options, **(info or {}))
         partial.replace(path)

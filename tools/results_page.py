@@ -4,6 +4,7 @@ Plain files that a browser opens from the disk. The pictures are loaded as the p
 hundreds of photos. Each run writes the page anew, with its own photos.
 """
 
+import contextlib
 import csv
 import html
 import io
@@ -56,10 +57,9 @@ def write_thumbnails(path, photo_and_depth, result, target):
         if image is None:
             continue
         names[kind] = f"{path.stem}.{kind}.jpg"
-        partial = folder / f".{names[kind]}.partial"
         small = Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BILINEAR, reducing_gap=2)
-        small.save(partial, format="JPEG", quality=JPEG_QUALITY)
-        partial.replace(folder / names[kind])
+        with _whole(folder / names[kind]) as partial:
+            small.save(partial, format="JPEG", quality=JPEG_QUALITY)
     return names
 
 
@@ -74,15 +74,24 @@ def write_page(folder, heading, results, metric_names, problems, total):
       problems: a text for each photo that could not be rendered.
       total: the number of photos that the run was asked for.
     """
-    _write_text(folder / "metrics.csv", _table(results, metric_names))
-    _write_text(folder / "index.html", _page(heading, results, metric_names, problems, total))
+    texts = {"metrics.csv": _table(results, metric_names),
+             "index.html": _page(heading, results, metric_names, problems, total)}
+    for name, text in texts.items():
+        with _whole(folder / name) as partial:
+            partial.write_text(text, encoding="utf-8", newline="")
     return folder / "index.html"
 
 
-def _write_text(path, text):
+@contextlib.contextmanager
+def _whole(path):
+    """Gives the path of a file to write, which becomes `path` if that succeeds and is deleted if not."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8", newline="")
-    partial.replace(path)
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _table(results, metric_names):
