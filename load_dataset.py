@@ -16,6 +16,7 @@ import pathlib
 import re
 import struct
 import threading
+import tokenize
 import zlib
 from typing import NamedTuple, Optional
 
@@ -279,7 +280,8 @@ SIDEWAYS_TOLERANCE = 0.05  # of the aspect, for a depth map that was made of a p
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and bytes that are no UTF-8
 DATE_TAG, EXIF_TAGS = 0x0132, 0x8769  # EXIF 2.32: date and time of change; where the tags of the shot lie
 SHOT_DATE_TAGS = (0x9003, 0x9004, 0x9010, 0x9011, 0x9012)  # taken, digitised, and the offsets from UTC of all three
-UNREADABLE_OWN = (*UNREADABLE, EOFError, LookupError, OverflowError, MemoryError, TypeError, struct.error, zlib.error)
+UNREADABLE_OWN = (*UNREADABLE, EOFError, LookupError, OverflowError, MemoryError, TypeError, struct.error, zlib.error,
+                  tokenize.TokenError)  # what Pillow and NumPy raised on a few thousand damaged files
 
 
 def find_own_photos(images_dir):

@@ -64,8 +64,8 @@ def main(argv):
     prefix, suffix = find_weights(settings)
     utils.prepare_folders(utils.FULL_RESOLUTION)
     pairs, problems = find_own_photos(settings) if settings.images_dir else (find_test_photos(settings), [])
-    tf = utils.start_tensorflow(settings.use_gpu)
-    return render_all(settings, pairs, problems, prefix, suffix, tf.__version__)
+    utils.start_tensorflow(settings.use_gpu)
+    return render_all(settings, pairs, problems, prefix, suffix)
 
 
 def check_combination(settings):
@@ -128,7 +128,7 @@ def find_weights(settings):
     return prefix, f"_level_{settings.level}_iteration_{iteration}.png"
 
 
-def render_all(settings, pairs, problems, prefix, suffix, version):
+def render_all(settings, pairs, problems, prefix, suffix):
     """Renders and measures photo by photo. `problems` holds a text for each photo that is already known to be left out."""
     import model
     pynet = model.build_pynet(seed=None)
@@ -149,8 +149,8 @@ def render_all(settings, pairs, problems, prefix, suffix, version):
             print(f"{number}/{len(pairs)} {result_text(result)}", flush=True)
     finally:  # a run that is stopped shows what it has
         if results:
-            page = results_page.write_page(utils.FULL_RESOLUTION, page_heading(settings, prefix, version), results,
-                                           METRICS, problems, total)
+            page = results_page.write_page(utils.FULL_RESOLUTION, page_heading(settings, prefix), results, METRICS,
+                                           problems, total)
     print_means([result.metrics for result in results])
     if results:
         print(f"Look at them: {page}")
@@ -230,11 +230,12 @@ def result_text(result):
     return text + (f" (the older one is now {result.older.name})" if result.older else "")
 
 
-def page_heading(settings, prefix, version):
+def page_heading(settings, prefix):
     """{what: value} of the run, as texts, for the page of the results."""
+    import tensorflow as tf
     photos = settings.images_dir or settings.dataset_dir
     rows = {"Weights": prefix, "Level": settings.level, "Photos": photos, "Depth maps": settings.depth_dir,
-            "Longest side": settings.max_side, "TensorFlow": version,
+            "Longest side": settings.max_side, "TensorFlow": tf.__version__,
             "Date": datetime.datetime.now().strftime("%Y-%m-%d %H:%M")}
     return {what: str(value) for what, value in rows.items() if value is not None}
 
