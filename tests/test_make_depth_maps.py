@@ -296,7 +296,7 @@ def test_existing_maps_are_kept_and_counted_whatever_they_are(photos, make, tmp_
     (tmp_path / "depth" / "1.png").write_bytes(b"the user's own")
     (tmp_path / "depth" / "2.npy").write_bytes(b"the user's own as well")
     done = make("copy.tflite")
-    assert done.status == 0 and "1 depth maps made, 2 kept" in done.out
+    assert done.status == 0 and "1 made, 2 kept" in done.out
     assert (tmp_path / "depth" / "1.png").read_bytes() == b"the user's own"
     assert {path.name for path in (tmp_path / "depth").iterdir()} == {"1.png", "2.npy", "3.png"}
 
@@ -319,7 +319,7 @@ def test_run_that_was_cut_short_leaves_whole_maps_and_goes_on_there(photos, make
     there = {path: path.stat().st_mtime_ns for path in (tmp_path / "depth").iterdir()}
     assert set(there) == set(written)
     again = make("copy.tflite")
-    assert again.status == 0 and "9 depth maps made, 3 kept" in again.out
+    assert again.status == 0 and "9 made, 3 kept" in again.out
     assert len(list((tmp_path / "depth").iterdir())) == 12
     assert {path: path.stat().st_mtime_ns for path in there} == there
 
@@ -328,7 +328,7 @@ def test_nothing_to_do_needs_no_tensorflow(photos, make, tmp_path, monkeypatch):
     photos({"1": (64, 64)})
     make("copy.tflite")
     monkeypatch.setattr(utils, "start_tensorflow", lambda *_: pytest.fail("asked for TensorFlow"))
-    assert "0 depth maps made, 1 kept" in make("copy.tflite").out
+    assert "0 made, 1 kept" in make("copy.tflite").out
 
 
 def test_unreadable_photo_is_named_and_the_others_are_done(photos, make, tmp_path):
@@ -461,7 +461,8 @@ def test_network_that_does_not_fit_is_one_line(photos, make, network_file, tmp_p
     assert list((tmp_path / "depth").iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["cut.tflite", "text.tflite", "text.keras", "text.h5", "text", "photo.png", "empty", "none"])
+@pytest.mark.parametrize("name", ["cut.tflite", "text.tflite", "text.keras", "text.h5", "text", "photo.png", "empty",
+                                  "none"])
 def test_file_that_is_no_network_is_one_line(photos, call, network_file, tmp_path, name):
     photos({"1": (64, 64)})
     path = tmp_path / name
@@ -539,4 +540,4 @@ def test_process_is_quiet_and_imports_no_tensorflow_before_it_needs_it(photos, n
         """, cwd=tmp_path)
     assert done.status == 0
     assert done.err.count("\n") == 1 and "images_dir: is missing" in done.err
-    assert len(done.out.splitlines()) == 5 and "2 depth maps made" in done.out
+    assert len(done.out.splitlines()) == 5 and "2 made, 0 kept" in done.out

@@ -39,7 +39,6 @@ OUTPUTS = {  # what a network may give: how that becomes inverse depth, which is
     "distance": np.reciprocal,
 }
 KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
-OWN_DEPTH_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")  # a depth map of any of these is kept
 PREVIEW_SUFFIXES = (".png", ".jpg")
 AHEAD = 4  # photos that are read, and depth maps that are written, while the network computes
 
@@ -109,13 +108,14 @@ def main(argv):
     settings = utils.parse_arguments(argv, PARAMETERS, USAGE)
     normalisation = read_normalisation(settings)
     check_arguments(settings)
+    warnings.filterwarnings("ignore", module="PIL")  # of odd metadata; what cannot be read is an error all the same
     load = find_loader(pathlib.Path(settings.model))
     photos = find_photos(settings)
     check_folders(settings, photos)
     kept = sum(photo.done for photo in photos)
-    print(f"{len(photos)} photos, {kept} of them with a depth map, which is kept", flush=True)
+    print(f"Photos: {len(photos)}, of which {kept} have a depth map and keep it", flush=True)
     failed = make_depth_maps(settings, photos, normalisation, load)
-    print(f"{len(photos) - kept - failed} depth maps made, {kept} kept")
+    print(f"Depth maps: {len(photos) - kept - failed} made, {kept} kept")
     if failed:
         print(f"error: {failed} of {len(photos)} photos got no depth map", file=sys.stderr)
         return 1
@@ -226,7 +226,8 @@ def next_command(settings):
 def find_photos(settings):
     """All `Photo`s that the arguments name, in numeric order; DataError if there are none."""
     if settings.images_dir:
-        return _pair(load_dataset.find_own_photos(settings.images_dir), pathlib.Path(settings.depth_dir), OWN_DEPTH_SUFFIXES)
+        photos = load_dataset.find_own_photos(settings.images_dir)
+        return _pair(photos, pathlib.Path(settings.depth_dir), load_dataset.DEPTH_SUFFIXES)
     dataset = pathlib.Path(settings.dataset_dir)
     splits = [dataset / split for split in ("train", "test") if (dataset / split / "original").is_dir()]
     if not splits:
