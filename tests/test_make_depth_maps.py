@@ -18,11 +18,10 @@ from tools import make_depth_maps
 from tools.make_depth_maps import Network, Normalisation
 
 HEIGHT, WIDTH = 64, 96  # of the networks' inputs where they are fixed
-RED, GREEN, BLUE = range(3)
+GREEN = 1  # the channel that is copied
 MIDAS = make_depth_maps.PRESETS["midas_v21_small"]
 PLAIN = Normalisation(None, (0, 0, 0), (1, 1, 1), "inverse")
 WHOLE_IMAGE = [1, HEIGHT, WIDTH, 3]
-
 
 FITTING = {  # name: (arguments, largest difference in grey levels)
     "copy.tflite": ([], 4), "free.tflite": ([], 4), "nchw.tflite": ([], 4), "uint8.tflite": ([], 6),

@@ -72,9 +72,10 @@ PARAMETERS = (
               default_text="0,1; 0,255 if the network takes unquantised whole numbers"),
     Parameter("mean", str, "0,0,0", "is subtracted from R,G,B then"),
     Parameter("std", str, "1,1,1", "R,G,B are divided by it then"),
-    Parameter("output", str, "inverse", "what the network gives: inverse (large = near), depth (small = near; turned round) "
-              "or distance (in metres, say; 1 / distance is taken)"),
-    Parameter("preview", str, None, "contact sheet to write, photos beside their depth maps: FILE.png or .jpg", default_text="none"),
+    Parameter("output", str, "inverse", "what the network gives: inverse (large = near), depth (small = near) or distance "
+              "(small = near, and 1 / distance is taken)"),
+    Parameter("preview", str, None, "contact sheet to write, photos beside their depth maps: FILE.png or .jpg",
+              default_text="none"),
 )
 USAGE = ("python -m tools.make_depth_maps model=FILE (images_dir=PHOTOS depth_dir=FOLDER | dataset_dir=FOLDER) "
          "[name=value ...]")
