@@ -410,6 +410,17 @@ def test_map_lies_as_training_reads_the_photo_which_does_not_turn_it(network_fil
     np.testing.assert_allclose(load_dataset.load_input(pair)[..., 3], expected_map(stored), rtol=0, atol=6)
 
 
+@pytest.mark.parametrize("photo, reason", [(None, "neither train/original"), ("test/original/1.webp", "training reads"),
+                                           ("test/original/1.txt", "no photo")])
+def test_data_set_without_photos_is_one_line(network_file, call, tmp_path, photo, reason):
+    if photo:
+        utils.write_image(tmp_path / "1.png", smooth_photo((64, 64)))
+        (tmp_path / photo).parent.mkdir(parents=True)
+        (tmp_path / "1.png").rename(tmp_path / photo)
+    done = call(make_depth_maps, f"model={network_file('copy')}", f"dataset_dir={tmp_path}")
+    assert done.status == 1 and done.err.startswith("error: ") and done.err.count("\n") == 1 and reason in done.err
+
+
 # The preview ---------------------------------------------------------------------------------------------------------
 
 

@@ -237,6 +237,8 @@ def find_photos(settings):
     for split in splits:
         found = load_dataset.find_own_photos(split / "original")
         readable = {name: path for name, path in found.items() if path.suffix.lower() in load_dataset.SUFFIXES}
+        if not readable:
+            raise DataError(f"{split / 'original'}: holds no photo that training reads ({', '.join(load_dataset.SUFFIXES)})")
         photos += _pair(readable, split / "original_depth", load_dataset.SUFFIXES)
     return photos
 
