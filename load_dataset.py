@@ -10,14 +10,18 @@ lock), so that memory does not grow with the number of photos. TensorFlow is not
 
 import collections
 import concurrent.futures
+import io
 import os
 import pathlib
 import re
+import struct
 import threading
+import tokenize
+import zlib
 from typing import NamedTuple, Optional
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 import utils
 from utils import DataError
@@ -261,6 +265,239 @@ def _with_depth(photo, pair):
 
 def _resize(image, width, height):
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+# Own photos ----------------------------------------------------------------------------------------------------------
+
+
+OWN_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+OWN_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")  # by content; JPEG with the MPO of phones, which has a preview behind it
+OWN_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr")  # with 8 bits or 1
+GREY_16_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+DEPTH_SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".jpg", ".jpeg", ".webp")
+SMALLEST_OWN = 64  # pixels of a photo's shorter side
+SIDEWAYS_TOLERANCE = 0.05  # of the aspect, for a depth map that was made of a photo before it was turned upright
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and bytes that are no UTF-8
+DATE_TAG, EXIF_TAGS = 0x0132, 0x8769  # EXIF 2.32: date and time of change; where the tags of the shot lie
+SHOT_DATE_TAGS = (0x9003, 0x9004, 0x9010, 0x9011, 0x9012)  # taken, digitised, and the offsets from UTC of all three
+UNREADABLE_OWN = (*UNREADABLE, EOFError, LookupError, OverflowError, MemoryError, TypeError, struct.error, zlib.error,
+                  tokenize.TokenError)  # what Pillow and NumPy raised on a few thousand damaged files
+
+
+def find_own_photos(images_dir):
+    """{name without suffix: path} of the photos in a folder, or of a single file, in numeric order.
+
+    Photos are .jpg, .jpeg, .png, .webp, .tif and .tiff in either case; other files and hidden ones are passed over.
+
+    Raises:
+      DataError: there is no such folder or file, it holds no photo, or photos go by the same name.
+    """
+    return _own_files(images_dir, OWN_SUFFIXES, "photo")
+
+
+def find_own_pairs(images_dir, depth_dir):
+    """The photos of `images_dir` with their depth maps, and the paths of those that have none.
+
+    Each of the two is a folder or a single file; the depth map has the photo's name, but for the suffix (that of a single
+    photo may be any file). Returns ([`Pair` with neither target nor size], [path]). DataError as in `find_own_photos`,
+    and where two depth maps go by the same name.
+    """
+    photos = find_own_photos(images_dir)
+    if not pathlib.Path(depth_dir).exists():
+        return [], list(photos.values())
+    depths = _own_files(depth_dir, DEPTH_SUFFIXES, "depth map", may_be_empty=True)
+    if len(photos) == 1 and pathlib.Path(depth_dir).is_file():
+        depths = {name: depth for name in photos for depth in depths.values()}
+    pairs = [Pair(name, path, depths[name], bokeh=None, size=None) for name, path in photos.items() if name in depths]
+    return pairs, [path for name, path in photos.items() if name not in depths]
+
+
+def _own_files(place, suffixes, what, may_be_empty=False):
+    folder = pathlib.Path(place)
+    if not folder.exists():
+        raise DataError(f"{place}: no such folder or {what}")
+    paths = [folder] if folder.is_file() else [path for path in folder.iterdir() if not path.name.startswith(".")]
+    files, problems = {}, []
+    for path in sorted(paths, key=lambda path: _numeric_order(path.name)):
+        if path.suffix.lower() not in suffixes or not path.is_file():
+            continue
+        if UNPRINTABLE.search(path.name):
+            problems.append(f"{ascii(str(path))}: has a name that cannot be printed; rename it")
+        elif path.stem in files:
+            problems.append(f"{path}: goes by the same name as {files[path.stem].name}; rename one of the two")
+        files[path.stem] = path
+    if not files and not may_be_empty:
+        problems.append(f"{place}: {'is' if folder.is_file() else 'holds'} no {what} ({', '.join(suffixes)})")
+    if problems:
+        raise DataError("\n  ".join(problems))
+    return files
+
+
+def header_size(path):
+    """(width, height) of a photo as its header says, before EXIF's orientation; None where it cannot be read."""
+    try:
+        with Image.open(path, formats=OWN_FORMATS) as image:
+            return image.size
+    except UNREADABLE_OWN:
+        return None
+
+
+def load_own_input(pair, max_side=None):
+    """The network's input for an own photo, made as `load_input` does it from a photo of the data set.
+
+    Args:
+      pair: of `find_own_pairs`.
+      max_side: the photo is made smaller where a side of it is longer, in pixels.
+
+    Returns:
+      input: uint8 (height / 2, width / 2, 4), RGB and depth, 0-255.
+      size: (width, height) of the upright photo that is rendered.
+      info: its colour profile and EXIF dates, see `read_own_photo`.
+
+    Raises:
+      DataError: the photo or its depth map is damaged, or too small; it names the file and the reason.
+    """
+    photo = read_own_photo(pair.photo)
+    size, info = photo.size, photo.info
+    if max_side and max(size) > max_side:
+        photo = _resize(photo, *(max(1, round(side * max_side / max(size))) for side in size))
+    if min(photo.size) < SMALLEST_OWN:
+        scaled = f", {_size_text(photo.size)} with max_side={max_side}" if photo.size != size else ""
+        raise DataError(f"{pair.photo}: is {_size_text(size)}{scaled}; each side needs at least {SMALLEST_OWN} pixels")
+    half = _resize(photo, photo.width // 2, photo.height // 2)
+    return np.dstack([half, read_depth_map(pair.depth, half.size)]), photo.size, info
+
+
+def read_depth_map(path, size):
+    """Reads a depth map of any size as uint8 (height, width), bright = near; `size` is the (width, height) wanted.
+
+    8 bits stay as they are. Other numbers (16 bits, float) are spread so that the least becomes 0 and the greatest 255;
+    those that are not finite count as the least. Resized with Pillow's bicubic filter.
+
+    Raises:
+      DataError: the file is damaged, holds no numbers of one channel, or lies on its side; it names the file.
+    """
+    try:
+        depth = np.load(path, allow_pickle=False) if path.suffix.lower() == ".npy" else _depth_pixels(path)
+    except UnidentifiedImageError:
+        raise DataError(f"{path}: is no PNG, TIFF, JPEG, WebP or .npy depth map, or its beginning is damaged") from None
+    except UNREADABLE_OWN as error:
+        raise DataError(f"{path}: is no readable depth map ({_reason(error)})") from None
+    shape = np.shape(depth)
+    depth = np.squeeze(depth)
+    if depth.ndim != 2 or not depth.size or depth.dtype.kind not in "biuf":
+        raise DataError(f"{path}: holds {depth.dtype} of shape {shape}; a depth map has one number for each pixel")
+    height, width = depth.shape
+    if _lies_on_its_side((width, height), size):
+        raise DataError(f"{path}: is {_size_text((width, height))} and lies on its side, its photo turned upright by EXIF "
+                        f"is {_size_text(size)} at half size; turn the depth map")
+    if depth.dtype != np.uint8:
+        depth = _spread(depth, path)
+    resized = np.asarray(_resize(Image.fromarray(depth), *size))
+    return resized if resized.dtype == np.uint8 else np.uint8(np.clip(np.round(resized), 0, 255))
+
+
+def _depth_pixels(path):
+    with open(path, "rb") as file, Image.open(file, formats=OWN_FORMATS) as image:
+        if image.mode in (*GREY_16_BIT_MODES, "I", "F"):
+            return np.array(image)
+        if image.mode not in OWN_MODES:
+            raise ValueError(f"it has the pixel format {image.mode}")
+        return np.array(image.convert("L"))
+
+
+def _lies_on_its_side(size, wanted):
+    """Whether width and height are swapped: one is upright, the other not, and turned they would fit."""
+    ratio, wanted_ratio = size[0] / size[1], wanted[0] / wanted[1]
+    return (ratio - 1) * (wanted_ratio - 1) < 0 and abs(ratio * wanted_ratio - 1) < SIDEWAYS_TOLERANCE
+
+
+def _spread(depth, path):
+    """Numbers of any range as float32 0-255."""
+    depth = depth.astype(np.float64)
+    finite = depth[np.isfinite(depth)]
+    if not finite.size:
+        raise DataError(f"{path}: holds no finite number")
+    least, greatest = finite.min(), finite.max()
+    depth = np.clip(np.where(np.isfinite(depth), depth, least), least, greatest)
+    return np.float32(255 * ((depth - least) / ((greatest - least) or 1)))
+
+
+def read_own_photo(path):
+    """Decodes any photo as an upright 8-bit Pillow image, mode "RGB".
+
+    EXIF's orientation is applied. Of 16 bits the upper 8 are taken. Transparent parts are laid on white. CMYK and grey go
+    through their colour profile where they bring one. Of several pages or frames it is the first.
+
+    Returns:
+      A Pillow image whose `info` holds at most "icc_profile" (of its RGB) and "exif" (the photo's dates and no more).
+
+    Raises:
+      DataError: the file is damaged, or no photo of 8 or 16 bits; it names the file and the reason.
+    """
+    try:
+        # A file and not a path: Pillow 13 maps uncompressed TIFFs into memory before it turns them, and mixes up the sides.
+        with open(path, "rb") as file, Image.open(file, formats=OWN_FORMATS) as image:
+            if image.format == "PNG":
+                with Image.open(path, formats=OWN_FORMATS) as whole:
+                    whole.verify()  # decoding alone does not look at the checksums
+            image.load()
+            if image.mode not in OWN_MODES + GREY_16_BIT_MODES:
+                raise DataError(f"{path}: has the pixel format {image.mode}; save it with 8 or 16 bits, as RGB or grey")
+            upright, dates = _apply_exif(image)
+            photo, profile = _to_rgb(upright), upright.info.get("icc_profile")
+    except UnidentifiedImageError:
+        raise DataError(f"{path}: is no JPEG, PNG, WebP or TIFF of 8 or 16 bits, or its beginning is damaged") from None
+    except UNREADABLE_OWN as error:
+        raise DataError(f"{path}: is damaged ({_reason(error)})") from None
+    photo, profile = _to_rgb_profile(upright, photo, profile)
+    photo.info = {name: value for name, value in (("icc_profile", profile), ("exif", dates)) if value}
+    return photo
+
+
+def _to_rgb(image):
+    """An image of any of the modes above as "RGB", its transparent parts on white."""
+    if image.mode in GREY_16_BIT_MODES:
+        image = Image.fromarray(np.uint8(np.asarray(image) >> 8))
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_rgb_profile(image, photo, profile):
+    """(photo, profile) for the RGB `photo` made of `image`: a profile of CMYK or grey is applied, one of RGB kept."""
+    if not profile:
+        return photo, None
+    try:
+        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        space = opened.profile.xcolor_space.strip()
+        if space == "RGB":
+            return photo, profile
+        if image.mode == {"CMYK": "CMYK", "GRAY": "L"}.get(space):
+            photo = ImageCms.profileToProfile(image, opened, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (OSError, TypeError, ValueError, ImageCms.PyCMSError):
+        pass  # a damaged profile: the photo is read as if it had none
+    return photo, None
+
+
+def _apply_exif(image):
+    """(the image upright, EXIF with its dates only); where its EXIF is damaged it is taken as it is."""
+    try:
+        return ImageOps.exif_transpose(image), _exif_dates(image)
+    except UNREADABLE_OWN:
+        return image, None
+
+
+def _exif_dates(image):
+    """The dates among a photo's EXIF tags, as bytes of EXIF; None where it has none."""
+    tags, dates = image.getexif(), Image.Exif()
+    shot = {tag: value for tag, value in tags.get_ifd(EXIF_TAGS).items() if tag in SHOT_DATE_TAGS}
+    if DATE_TAG in tags:
+        dates[DATE_TAG] = tags[DATE_TAG]
+    if shot:
+        dates[EXIF_TAGS] = shot
+    return dates.tobytes() if len(dates) else None
 
 
 # Streams of batches --------------------------------------------------------------------------------------------------

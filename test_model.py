@@ -1,12 +1,28 @@
-"""Renders the test photos of a data set with PyNET and measures the results: python test_model.py [orig=true]."""
+"""Renders photos with PyNET: the test photos of a data set, and measures them, or your own photos.
 
+    python test_model.py [orig=true]
+    python test_model.py images_dir=my_photos depth_dir=my_depth [orig=true]
+
+Reading, the network, and measuring and writing overlap, each photo goes through the network once.
+"""
+
+import collections
+import concurrent.futures
+import datetime
+import filecmp
+import functools
+import itertools
 import math
+import shlex
 import sys
+import warnings
+from typing import NamedTuple, Optional
 
 import numpy as np
 
 import load_dataset
 import utils
+from tools import results_page
 from utils import DataError, Parameter, UsageError
 
 BORDER = 32  # pixels cut off on every side before the metrics
@@ -14,6 +30,8 @@ SMALLEST_FOR_SSIM = 11  # its Gaussian window
 SMALLEST_FOR_MS_SSIM = 11 * 2 ** 4  # the same window at the coarsest of five scales
 METRICS = ("PSNR", "SSIM", "MS-SSIM")
 LEVELS_WITH_METRICS = (1, 2, 3)
+EBB_SIDE = 1536  # pixels of the longer side of EBB!'s photos, on which the blur was learned
+READ_AHEAD, FINISH_BEHIND = 2, 1  # photos; what waits in memory before and after the network
 
 PARAMETERS = (
     Parameter("level", int, 1, "level to render; 4 to 7 are too small for the metrics", 1, 7),
@@ -21,17 +39,50 @@ PARAMETERS = (
     Parameter("restore_iter", int, None, "iteration of the level to use", 1, default_text="last saved"),
     Parameter("use_gpu", bool, True, "false hides the GPU"),
     Parameter("dataset_dir", str, "ebb_dataset/", "folder with test/"),
+    Parameter("images_dir", str, None, "own photos to render instead: a folder or a file", default_text="none"),
+    Parameter("depth_dir", str, None, "depth maps of the own photos: a folder or a file", default_text="none"),
+    Parameter("max_side", int, None, "longest side in pixels; larger own photos are made smaller",
+              load_dataset.SMALLEST_OWN, default_text="as they are"),
 )
 USAGE = "python test_model.py [name=value ...]"
 
 
+class Scene(NamedTuple):
+    """One photo as it was read. `size` is its (width, height), `info` what its result is to carry on."""
+
+    input: np.ndarray  # uint8 (height / 2, width / 2, 4), RGB and depth
+    size: tuple
+    target: Optional[np.ndarray]  # uint8, of the result's shape
+    info: dict
+
+
 def main(argv):
-    """Renders all test photos as the arguments say. Returns the exit status: 1 if a photo could not be read."""
+    """Renders all photos as the arguments say. Returns the exit status: 1 if one could not be read or written."""
     settings = utils.parse_arguments(argv, PARAMETERS, USAGE)
-    if settings.orig and settings.restore_iter:
-        raise UsageError("restore_iter: the released weights (orig=true) have no iterations; leave one of the two out")
+    check_combination(settings)
+    warnings.filterwarnings("ignore", module="PIL")  # of odd metadata; what cannot be read is an error all the same
     prefix, suffix = find_weights(settings)
     utils.prepare_folders(utils.FULL_RESOLUTION)
+    pairs, problems = find_own_photos(settings) if settings.images_dir else (find_test_photos(settings), [])
+    utils.start_tensorflow(settings.use_gpu)
+    return render_all(settings, pairs, problems, prefix, suffix)
+
+
+def check_combination(settings):
+    """UsageError for arguments that do not go together."""
+    if settings.orig and settings.restore_iter:
+        raise UsageError("restore_iter: the released weights (orig=true) have no iterations; leave one of the two out")
+    if bool(settings.images_dir) != bool(settings.depth_dir):
+        missing = "images_dir" if settings.depth_dir else "depth_dir"
+        raise UsageError(f"{missing}: is missing; own photos are rendered with images_dir=FOLDER depth_dir=FOLDER")
+    if settings.images_dir and "dataset_dir" in settings.given:
+        raise UsageError("images_dir: renders own photos, dataset_dir the test photos of a data set; leave one of them out")
+    if settings.max_side and not settings.images_dir:
+        raise UsageError("max_side: is for own photos (images_dir); those of a data set are rendered as they are")
+
+
+def find_test_photos(settings):
+    """The test photos of the data set, without their targets where the level is too small to be measured."""
     pairs = load_dataset.find_test_photos(settings.dataset_dir)
     with_target = sum(pair.bokeh is not None for pair in pairs)
     print(f"Data: {len(pairs)} test photos in {settings.dataset_dir}, {with_target} with a target")
@@ -39,8 +90,34 @@ def main(argv):
         print(f"Level {settings.level} renders at 1/{2 ** (settings.level - 1)} of the photo's size, "
               "which is too small for SSIM and MS-SSIM: no metrics")
         pairs = [pair._replace(bokeh=None) for pair in pairs]
-    utils.start_tensorflow(settings.use_gpu)
-    return render_all(settings, pairs, prefix, suffix)
+    return pairs
+
+
+def find_own_photos(settings):
+    """(own photos that have a depth map, list of a text for each one that has none); DataError where none has one."""
+    pairs, without_depth = load_dataset.find_own_pairs(settings.images_dir, settings.depth_dir)
+    places = " ".join(shlex.quote(f"{name}={getattr(settings, name)}") for name in ("images_dir", "depth_dir"))
+    remedy = f"python -m tools.make_depth_maps model=FILE {places} makes it"
+    problems = [f"{photo}: has no depth map in {settings.depth_dir}; {remedy}" for photo in without_depth]
+    if not pairs:
+        raise DataError("\n  ".join(problems))
+    print(f"Data: {len(pairs)} photos in {settings.images_dir} with a depth map in {settings.depth_dir}")
+    for problem in problems:
+        utils.say(f"error: {problem}", file=sys.stderr)
+    say_which_are_large(pairs, settings.max_side)
+    return pairs, problems
+
+
+def say_which_are_large(pairs, max_side):
+    """Tells before the long wait that the blur of large photos will look small."""
+    sizes = {pair.photo: load_dataset.header_size(pair.photo) for pair in pairs}
+    large = [path for path, size in sizes.items() if size and min(max(size), max_side or math.inf) > EBB_SIDE]
+    if large:
+        width, height = sizes[large[0]]
+        print(f"Notice: {large[0]} is {width} x {height}" + (f" (and {len(large) - 1} others are large)"
+                                                             if len(large) > 1 else "")
+              + f"; the blur was learned on photos of 1024 x {EBB_SIDE} pixels and does not grow with the photo, so it looks"
+              f" weaker: max_side={EBB_SIDE} renders at that size")
 
 
 def find_weights(settings):
@@ -51,43 +128,116 @@ def find_weights(settings):
     return prefix, f"_level_{settings.level}_iteration_{iteration}.png"
 
 
-def render_all(settings, pairs, prefix, suffix):
-    """Renders and measures photo by photo; the next ones are read meanwhile."""
+def render_all(settings, pairs, problems, prefix, suffix):
+    """Renders and measures photo by photo. `problems` holds a text for each photo that is already known to be left out."""
     import model
     pynet = model.build_pynet(seed=None)
     utils.restore_checkpoint(pynet.variables, prefix)
     print(f"Weights: {prefix}")
+    read = functools.partial(read_photo, level=settings.level, max_side=settings.max_side)
     render = make_renderer(model.network_for_level(pynet, settings.level), settings.level)
+    finish = functools.partial(finish_photo, suffix=suffix)
 
-    found, unreadable = [], 0
-    for number, (pair, photo, target) in enumerate(load_dataset.stream(
-            lambda pair: read_photo(pair, settings.level), pairs, ahead=2), 1):
-        if isinstance(photo, DataError):
-            print(f"error: {photo}", file=sys.stderr)
-            unreadable += 1
-            continue
-        image = render(photo, pair.size)
-        path = utils.FULL_RESOLUTION / (pair.name + suffix)
-        utils.write_image(path, utils.to_uint8(image))
-        measured = measure(image, target) if target is not None else {}
-        found.append(measured)
-        print(f"{number}/{len(pairs)} {path}" + (": " + metrics_text(measured) if measured else ""), flush=True)
-    print_means(found)
-    if unreadable:
-        print(f"error: {unreadable} of {len(pairs)} photos could not be read", file=sys.stderr)
-    return 1 if unreadable else 0
-
-
-def read_photo(pair, level):
-    """(pair, input, target or None); what cannot be rendered gives (pair, DataError, None), so that the others are."""
-    width, height = pair.size
-    if not min(width, height) >> (level - 1):
-        return pair, DataError(f"{pair.photo}: is {width} x {height}, too small for level {level}"), None
+    results, total = [], len(pairs) + len(problems)
     try:
-        target = load_dataset.load_target(pair, level) if pair.bokeh else None
-        return pair, load_dataset.load_input(pair), target
+        for number, result in enumerate(render_overlapped(pairs, read, render, finish), 1):
+            if isinstance(result, DataError):
+                problems.append(str(result))
+                utils.say(f"error: {result}", file=sys.stderr)
+                continue
+            results.append(result)
+            print(f"{number}/{len(pairs)} {result_text(result)}", flush=True)
+    finally:  # a run that is stopped shows what it has
+        if results:
+            page = results_page.write_page(utils.FULL_RESOLUTION, page_heading(settings, prefix), results, METRICS,
+                                           problems, total)
+    print_means([result.metrics for result in results])
+    if results:
+        print(f"Look at them: {page}")
+    if problems:
+        print(f"error: {len(problems)} of {total} photos could not be rendered", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def render_overlapped(pairs, read, render, finish):
+    """Yields finish(pair, scene, image) for every pair, in order.
+
+    read(pair) and finish(...) run in threads, the network in this one. A `read` that gives a DataError is passed on.
+    """
+    with concurrent.futures.ThreadPoolExecutor(FINISH_BEHIND) as pool:
+        finishing = collections.deque()
+        for pair, scene in load_dataset.stream(lambda pair: (pair, read(pair)), pairs, READ_AHEAD):
+            image = None if isinstance(scene, DataError) else render(scene.input, scene.size)
+            finishing.append(pool.submit(finish, pair, scene, image))
+            del scene, image
+            if len(finishing) > FINISH_BEHIND:
+                yield finishing.popleft().result()
+        while finishing:
+            yield finishing.popleft().result()
+
+
+def read_photo(pair, level, max_side):
+    """The `Scene` of a pair, of an own photo where the pair's size is not known yet; a DataError where it has none."""
+    try:
+        if pair.size is None:
+            photo, size, info = load_dataset.load_own_input(pair, max_side)
+        else:
+            photo, size, info = load_dataset.load_input(pair), pair.size, {}
+        if not min(size) >> (level - 1):
+            return DataError(f"{pair.photo}: is {size[0]} x {size[1]}, too small for level {level}")
+        return Scene(photo, size, load_dataset.load_target(pair, level) if pair.bokeh else None, info)
     except DataError as error:
-        return pair, error, None
+        return error
+
+
+def finish_photo(pair, scene, image, suffix):
+    """Measures a rendered photo and writes it: the `results_page.Result`, or a DataError where that failed.
+
+    image: float32 (height, width, 3) in [0, 1]; suffix: what the names of the results end in.
+    """
+    if image is None:
+        return scene
+    path = utils.FULL_RESOLUTION / (pair.name + suffix)
+    picture = utils.to_uint8(image)
+    metrics = measure(image, scene.target) if scene.target is not None else {}
+    try:
+        older = write_result(path, picture, scene.info)
+        pictures = results_page.write_thumbnails(path, scene.input, picture, scene.target)
+    except OSError as error:
+        return DataError(f"{path}: could not be written ({error.strerror or error})")
+    return results_page.Result(pair.name, path, scene.size, metrics, pictures, older)
+
+
+def write_result(path, picture, info):
+    """Writes a picture. An older one of that name that looks different is renamed; returns its new path or None."""
+    new = path.with_name(f".{path.stem}.new.png")
+    utils.write_image(new, picture, info)
+    older = None
+    if path.exists():
+        if filecmp.cmp(new, path, shallow=False):
+            new.unlink()
+            return None
+        numbered = (path.with_name(f"{path.stem}.older-{number}.png") for number in itertools.count(1))
+        older = next(name for name in numbered if not name.exists())
+        path.rename(older)
+    new.replace(path)
+    return older
+
+
+def result_text(result):
+    """results/full-resolution/7_level_1_orig.png: PSNR 23.41 dB ... (the older one is now ...older-1.png)"""
+    text = str(result.path) + (": " + metrics_text(result.metrics) if result.metrics else "")
+    return text + (f" (the older one is now {result.older.name})" if result.older else "")
+
+
+def page_heading(settings, prefix):
+    """{what: value} of the run, as texts, for the page of the results."""
+    import tensorflow as tf
+    photos = settings.images_dir or settings.dataset_dir
+    rows = {"Weights": prefix, "Level": settings.level, "Photos": photos, "Depth maps": settings.depth_dir,
+            "Longest side": settings.max_side, "TensorFlow": tf.__version__,
+            "Date": datetime.datetime.now().strftime("%Y-%m-%d %H:%M")}
+    return {what: str(value) for what, value in rows.items() if value is not None}
 
 
 def make_renderer(network, level):
@@ -123,17 +273,28 @@ def measure(image, target):
 
     image: float32 (height, width, 3) in [0, 1]; target: uint8 of the same shape.
     """
-    import tensorflow as tf
     inside = slice(BORDER, -BORDER)
-    image = tf.constant(image[inside, inside])
-    target = tf.constant(np.float32(target[inside, inside]) / 255)
+    image, target = image[inside, inside], target[inside, inside]
     smallest = min(image.shape[:2])
+    psnr, ssim, ms_ssim = _metrics()
     return {
-        "PSNR": float(tf.image.psnr(image, target, 1.0)) if smallest > 0 else math.nan,
-        "SSIM": float(tf.image.ssim(image, target, 1.0)) if smallest >= SMALLEST_FOR_SSIM else math.nan,
-        "MS-SSIM": float(tf.image.ssim_multiscale(image[None], target[None], 1.0)[0])
-        if smallest >= SMALLEST_FOR_MS_SSIM else math.nan,
+        "PSNR": float(psnr(image, target)) if smallest > 0 else math.nan,
+        "SSIM": float(ssim(image, target)) if smallest >= SMALLEST_FOR_SSIM else math.nan,
+        "MS-SSIM": float(ms_ssim(image, target)) if smallest >= SMALLEST_FOR_MS_SSIM else math.nan,
     }
+
+
+@functools.cache
+def _metrics():
+    """PSNR, SSIM and MS-SSIM as graphs that serve photos of every size: they are traced once."""
+    import tensorflow as tf
+    signature = [tf.TensorSpec([None, None, 3], tf.float32), tf.TensorSpec([None, None, 3], tf.uint8)]
+
+    def graph(metric):
+        return tf.function(lambda image, target: metric(image[None], tf.cast(target, tf.float32)[None] / 255, 1.0)[0],
+                           input_signature=signature, autograph=False)
+
+    return [graph(metric) for metric in (tf.image.psnr, tf.image.ssim, tf.image.ssim_multiscale)]
 
 
 def metrics_text(values):

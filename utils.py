@@ -530,17 +530,20 @@ def _to_disk(path):
 # Pictures and progress -----------------------------------------------------------------------------------------------
 
 
-def write_image(path, image):
-    """Writes a uint8 (height, width, 3) array as PNG or JPEG, by the ending of `path`; never half a file."""
+def write_image(path, image, info=None):
+    """Writes a uint8 (height, width, 3) array as PNG or JPEG, by the ending of `path`; never half a file.
+
+    `info` may hold an "icc_profile" and "exif", as bytes, which go into the file.
+    """
     import imageio.v3 as iio
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     options = {"quality": 95, "subsampling": 0} if path.suffix == ".jpg" else {"compress_level": 3}
     try:
-        iio.imwrite(partial, image, **options)
+        iio.imwrite(partial, image, **options, **(info or {}))
         partial.replace(path)
-    except OSError:
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise
 

@@ -23,7 +23,7 @@ DEFAULTS = {  # as the help text and the README show them
         "num_train_iters": "5000, 5000, 20000, 20000, 30000, 80000, 100000 for levels 7 ... 1",
         "vgg_dir": "vgg_pretrained/imagenet-vgg-verydeep-19.mat", "dataset_dir": "ebb_dataset/"},
     "test_model.py": {"level": "1", "orig": "false", "restore_iter": "last saved", "use_gpu": "true",
-                      "dataset_dir": "ebb_dataset/"}}
+                      "dataset_dir": "ebb_dataset/", "images_dir": "none", "depth_dir": "none", "max_side": "as they are"}}
 
 WRONG_CALLS = {  # the call, and what its one line has to say
     # the level
@@ -115,6 +115,15 @@ WRONG_CALLS = {  # the call, and what its one line has to say
     "test_model.py gpu=false": ["gpu=false", "use_gpu"],
     "test_model.py dataset_dir=": ["dataset_dir=", "path"],
     "test_model.py batch_size=5": ["batch_size=5"],
+    "test_model.py images_dir=photos": ["depth_dir", "is missing"],
+    "test_model.py depth_dir=depth": ["images_dir", "is missing"],
+    "test_model.py images_dir=photos depth_dir=depth dataset_dir=ebb_dataset/": ["images_dir", "dataset_dir"],
+    "test_model.py images_dir=photos depth_dir=": ["depth_dir=", "path"],
+    "test_model.py image_dir=photos": ["image_dir=photos", "did you mean images_dir="],
+    "test_model.py depths_dir=depth": ["depths_dir=depth", "did you mean depth_dir="],
+    "test_model.py max_side=1024": ["max_side", "images_dir"],
+    "test_model.py images_dir=photos depth_dir=depth max_side=63": ["max_side=63", "64 or more"],
+    "test_model.py images_dir=photos depth_dir=depth max_side=large": ["max_side=large", "whole number"],
     "test_model.py ebb_dataset/": ["ebb_dataset/", "dataset_dir"],
 }
 

@@ -3,11 +3,16 @@
 The network is small here in one thing only: the photos. They are PNG, so that every number can be computed again.
 """
 
+import collections
+import csv
 import functools
+import itertools
 import os
 import re
 import shutil
 import sys
+import threading
+import time
 import types
 
 import numpy as np
@@ -128,6 +133,10 @@ def rendered(folder, name, ending):
         return np.asarray(image)
 
 
+def pictures_in(folder):
+    return [path.name for path in (folder / "results" / "full-resolution").glob("*.png")]
+
+
 # Pictures ------------------------------------------------------------------------------------------------------------
 
 
@@ -136,7 +145,7 @@ def test_every_photo_is_rendered_at_its_size(whole_run):
     assert (done.status, done.err) == (0, "")
     for name, (size, _) in PHOTOS.items():
         assert rendered(folder, name, "_level_1_iteration_10.png").shape == (size[1], size[0], 3)
-    assert len(os.listdir(folder / "results" / "full-resolution")) == len(PHOTOS)
+    assert len(pictures_in(folder)) == len(PHOTOS)
 
 
 @pytest.mark.parametrize("name", ["1", "2"])
@@ -217,14 +226,14 @@ def test_restore_iter_takes_another_iteration_than_the_last(place_with, call):
     folder = place_with("3")
     done = call(test_model, "level=7", "restore_iter=9")
     assert str(utils.checkpoint_prefix(7, 9)) in done.out
-    assert os.listdir(folder / "results" / "full-resolution") == ["3_level_7_iteration_9.png"]
+    assert pictures_in(folder) == ["3_level_7_iteration_9.png"]
 
 
 def test_released_weights_are_used_with_orig(place_with, call, seed_1_checkpoint, link_checkpoint):
     folder = place_with("3")
     link_checkpoint(seed_1_checkpoint, utils.ORIGINAL / "pynet_bokeh_level_0")
     assert call(test_model, "orig=true", "level=7").status == 0
-    assert os.listdir(folder / "results" / "full-resolution") == ["3_level_7_orig.png"]
+    assert pictures_in(folder) == ["3_level_7_orig.png"]
 
 
 def test_without_a_checkpoint_the_command_that_makes_one_is_named(place_with, call):
@@ -255,7 +264,7 @@ def test_damaged_photos_are_named_the_others_are_rendered_and_the_status_is_1(pl
     done = call(test_model, "level=3")
     assert done.status == 1
     assert all(f"test/{kind}/{name}.png" in done.err for name, kind in damaged.items())
-    pictures = set(os.listdir(folder / "results" / "full-resolution"))
+    pictures = set(pictures_in(folder))
     assert {"1_level_3_iteration_10.png", "12_level_3_iteration_10.png"} <= pictures
     assert rendered(folder, "1", "_level_3_iteration_10.png").shape == (80, 64, 3)
 
@@ -265,7 +274,7 @@ def test_photo_smaller_than_a_pixel_of_the_level_is_named_and_the_others_are_ren
     write_photos(folder / "ebb_dataset", {"2": ((64, 62), True)})
     done = call(test_model, "level=7")
     assert done.status == 1 and "test/original/2.png" in done.err and "Traceback" not in done.err
-    assert os.listdir(folder / "results" / "full-resolution") == ["3_level_7_iteration_10.png"]
+    assert pictures_in(folder) == ["3_level_7_iteration_10.png"]
 
 
 def test_missing_depth_map_is_told_before_tensorflow_is_asked(place_with, call, monkeypatch):
@@ -274,6 +283,117 @@ def test_missing_depth_map_is_told_before_tensorflow_is_asked(place_with, call, 
     monkeypatch.setattr(utils, "start_tensorflow", lambda *_: pytest.fail("asked for TensorFlow"))
     done = call(test_model, "level=7")
     assert done.status == 1 and "original_depth/2" in done.err
+
+
+# Overlap, and what stops a run ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def overlapped():
+    """overlapped(count, read, render, finish): the finished numbers of a run over `count` photos, each its number."""
+    def run(count, read=lambda number: None, render=lambda number: None, finish=lambda number: None):
+        def read_scene(number):
+            read(number)
+            return test_model.Scene(number, None, None, {})
+
+        def render_scene(number, _):
+            render(number)
+            return number
+
+        def finish_scene(number, _, image):
+            finish(number)
+            return number, image
+
+        return list(test_model.render_overlapped(range(count), read_scene, render_scene, finish_scene))
+    return run
+
+
+def test_reading_and_finishing_go_on_while_the_network_computes(overlapped):
+    started = {name: [threading.Event() for _ in range(5)] for name in ("read", "finish")}
+    seen = []
+
+    def render(number):
+        later, before = min(number + 1, 4), max(number - 1, 0)
+        seen.append(started["read"][later].wait(10) and (number == 0 or started["finish"][before].wait(10)))
+
+    assert overlapped(5, lambda number: started["read"][number].set(), render,
+                      lambda number: started["finish"][number].set()) == [(number, number) for number in range(5)]
+    assert seen == 5 * [True]
+
+
+def test_few_photos_wait_before_and_after_the_network_however_many_there_are(overlapped):
+    counts = collections.Counter()
+    most = collections.Counter()
+
+    def step(name, later=None):
+        def count(number):
+            counts[name] += 1
+            most[name] = max(most[name], counts[name] - counts[later])
+        return count
+
+    def finish(number):
+        time.sleep(0.005)
+        counts["finished"] += 1
+
+    overlapped(40, step("read", "rendered"), step("rendered", "finished"), finish)
+    assert most["read"] <= test_model.READ_AHEAD + 2 and most["rendered"] <= test_model.FINISH_BEHIND + 2
+
+
+def test_photo_goes_through_the_network_once_and_results_come_in_order(overlapped):
+    rendered = []
+    delays = np.random.default_rng(0).uniform(0, 0.01, 20)
+    done = overlapped(20, lambda number: time.sleep(delays[number]), rendered.append,
+                      lambda number: time.sleep(delays[19 - number]))
+    assert rendered == list(range(20)) and done == [(number, number) for number in range(20)]
+
+
+def test_picture_that_cannot_be_written_is_named_and_the_status_is_1(place_with, call, monkeypatch):
+    folder = place_with("2", "3")
+    write = utils.write_image
+
+    def full_for_one(path, *arguments):
+        if path.name.startswith(".2_"):
+            raise OSError(28, "No space left on device")
+        write(path, *arguments)
+
+    monkeypatch.setattr(utils, "write_image", full_for_one)
+    done = call(test_model, "level=7")
+    assert done.status == 1 and pictures_in(folder) == ["3_level_7_iteration_10.png"]
+    assert done.err.startswith("error: results/full-resolution/2_level_7_iteration_10.png: could not be written "
+                               "(No space left on device)\n")
+
+
+def test_ctrl_c_leaves_whole_pictures_and_the_page_of_what_was_rendered(place_with, call, monkeypatch):
+    folder = place_with("2", "3", "10")
+    make_renderer = test_model.make_renderer
+
+    def stopped_at_the_third(network, level):
+        render, calls = make_renderer(network, level), itertools.count(1)
+
+        def render_or_stop(*arguments):
+            if next(calls) == 3:
+                raise KeyboardInterrupt
+            return render(*arguments)
+        return render_or_stop
+
+    monkeypatch.setattr(test_model, "make_renderer", stopped_at_the_third)
+    done = call(test_model, "level=7")
+    assert done.status == 130 and "Traceback" not in done.err
+    page = (folder / "results/full-resolution/index.html").read_text()
+    assert "1 of 3 photos" in page and sorted(pictures_in(folder)) == [f"{name}_level_7_iteration_10.png" for name in "23"]
+    assert not [path for path in (folder / "results").rglob(".*")]
+
+
+def test_page_and_table_show_what_was_printed(whole_run):
+    folder, done = whole_run(1)
+    with open(folder / "results/full-resolution/metrics.csv", newline="") as table:
+        rows = {row["photo"]: row for row in csv.DictReader(table)}
+    assert list(rows) == list(PHOTOS)
+    for name in PHOTOS:
+        written = {metric: round(float(rows[name][metric]), PLACES[metric]) for metric in PLACES if rows[name][metric]}
+        assert written == printed_metrics(line_of(done.out, name))
+    page = (folder / "results/full-resolution/index.html").read_text()
+    assert page.count("<article") == len(PHOTOS) and str(utils.checkpoint_prefix(1, 10)) in page
 
 
 # The device ----------------------------------------------------------------------------------------------------------

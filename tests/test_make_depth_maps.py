@@ -1,0 +1,553 @@
+"""tools/make_depth_maps.py: any monocular depth network makes 8-bit maps of half the photo's size, bright = near.
+
+The networks here copy one channel of the photo, so that its depth map is known: that channel.
+"""
+
+import functools
+import shlex
+import threading
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+import load_dataset
+import utils
+from tools import make_depth_maps
+from tools.make_depth_maps import Network, Normalisation
+
+HEIGHT, WIDTH = 64, 96  # of the networks' inputs where they are fixed
+GREEN = 1  # the channel that is copied
+MIDAS = make_depth_maps.PRESETS["midas_v21_small"]
+PLAIN = Normalisation(None, (0, 0, 0), (1, 1, 1), "inverse")
+WHOLE_IMAGE = [1, HEIGHT, WIDTH, 3]
+
+FITTING = {  # name: (arguments, largest difference in grey levels)
+    "copy.tflite": ([], 4), "free.tflite": ([], 4), "nchw.tflite": ([], 4), "uint8.tflite": ([], 6),
+    "int8.tflite": (["range=-1,1"], 6), "whole_numbers.tflite": ([], 4),
+    "copy": ([], 4), "free": ([], 4), "nchw": ([], 4), "rank_3": ([], 4), "whole_numbers": ([], 4),
+    "copy.keras": ([], 4), "copy.h5": ([], 4), "free.keras": ([], 4)}
+NOT_FITTING = {  # name: what its one line has to say
+    "two_channels.tflite": "64 x 96 x 2", "two_channels": "64 x 96 x 2", "two_channels.keras": "64 x 96 x 2",
+    "classes": "1 x 5", "two_outputs": "2 outputs", "two_inputs": "2 inputs", "rgbd.tflite": "64 x 96 x 4",
+    "batch_of_4": "4 x 64 x 96 x 3", "no_signature": "signature"}
+
+
+# Networks ------------------------------------------------------------------------------------------------------------
+
+
+def copy_channel(batch, axis=-1):
+    return tf.gather(tf.cast(batch, tf.float32), [GREEN], axis=axis)
+
+
+def convolve(batch):  # the same, by an operation that can be quantised
+    return tf.nn.conv2d(batch, tf.reshape(tf.one_hot(GREEN, 3), [1, 1, 3, 1]), 1, "SAME")
+
+
+def first_two(batch):
+    return batch[..., :2]
+
+
+FUNCTIONS = {  # what a network computes, and the shapes of its inputs
+    "copy": (copy_channel, WHOLE_IMAGE),
+    "free": (copy_channel, [None, None, None, 3]),
+    "nchw": (functools.partial(copy_channel, axis=1), [1, 3, HEIGHT, WIDTH]),
+    "rank_3": (lambda batch: copy_channel(batch)[..., 0], [None, HEIGHT, WIDTH, 3]),
+    "whole_numbers": (copy_channel, WHOLE_IMAGE, tf.uint8),
+    "uint8": (convolve, WHOLE_IMAGE), "int8": (convolve, WHOLE_IMAGE),
+    "logarithm": (lambda batch: tf.math.log(copy_channel(batch)), WHOLE_IMAGE),
+    "two_channels": (first_two, WHOLE_IMAGE),
+    "classes": (lambda batch: tf.ones([1, 5]) * tf.reduce_mean(batch), WHOLE_IMAGE),
+    "two_outputs": (lambda batch: {"a": batch[..., :1], "b": batch[..., 1:2]}, WHOLE_IMAGE),
+    "two_inputs": (lambda batch, other: (batch + other)[..., :1], WHOLE_IMAGE, tf.float32, WHOLE_IMAGE),
+    "rgbd": (lambda batch: batch[..., 3:], [1, HEIGHT, WIDTH, 4]),
+    "batch_of_4": (copy_channel, [4, HEIGHT, WIDTH, 3]),
+}
+KERAS_FUNCTIONS = {"copy": (1, WHOLE_IMAGE), "free": (1, [None, None, None, 3]), "two_channels": (2, WHOLE_IMAGE)}
+
+
+@pytest.fixture(scope="module")
+def network_file(tmp_path_factory):
+    """network_file("copy.tflite") is the path of that network; without an ending it is a SavedModel."""
+    folder = tmp_path_factory.mktemp("networks")
+
+    @functools.cache
+    def write(name):
+        path = folder / name
+        {".tflite": write_tflite, "": write_saved_model, ".keras": write_keras, ".h5": write_keras}[path.suffix](path)
+        return path
+    return write
+
+
+def concrete_function(name):
+    module = tf.Module()
+    if name == "no_signature":
+        return module, None
+    function, *shapes = FUNCTIONS[name]
+    dtype = next((item for item in shapes if isinstance(item, tf.DType)), tf.float32)
+    module.call = tf.function(function, autograph=False, input_signature=[
+        tf.TensorSpec(shape, dtype) for shape in shapes if not isinstance(shape, tf.DType)])
+    return module, module.call.get_concrete_function()
+
+
+def write_saved_model(path):
+    module, function = concrete_function(path.name)
+    tf.saved_model.save(module, str(path), signatures=function)
+
+
+def write_tflite(path):
+    module, function = concrete_function(path.stem)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], module)
+    if path.stem in ("uint8", "int8"):
+        low = {"uint8": 0, "int8": -1}[path.stem]
+        random = np.random.default_rng(0)
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: ([np.float32(random.uniform(low, 1, WHOLE_IMAGE))] for _ in range(5))
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.inference_input_type = converter.inference_output_type = tf.dtypes.as_dtype(path.stem)
+    path.write_bytes(converter.convert())
+
+
+def write_keras(path):
+    maps, shape = KERAS_FUNCTIONS[path.stem]
+    convolution = tf.keras.layers.Conv2D(maps, 1, use_bias=False)
+    keras_model = tf.keras.Sequential([tf.keras.Input(shape[1:]), convolution])
+    convolution.set_weights([np.eye(3, dtype=np.float32)[GREEN:GREEN + 1, :, np.newaxis].repeat(maps, -1)[np.newaxis]])
+    keras_model.save(path)
+
+
+# Photos --------------------------------------------------------------------------------------------------------------
+
+
+def smooth_photo(size, seed=0):
+    """A photo of soft waves, different in each channel, uint8 (height, width, 3)."""
+    random = np.random.default_rng(seed)
+    width, height = size
+    y, x = np.mgrid[:height, :width] / max(size)
+    waves = [sum(np.sin(2 * np.pi * (random.uniform(0.5, 2.5) * x + random.uniform(0.5, 2.5) * y) + random.uniform(0, 6))
+                 for _ in range(3)) for _ in range(3)]
+    return utils.to_uint8(0.5 + np.dstack(waves) / 7)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """photos({"1": (193, 127)}) writes such PNGs to my photos/ and gives the folder."""
+    def write(sizes):
+        for seed, (name, size) in enumerate(sizes.items()):
+            utils.write_image(tmp_path / "my photos" / f"{name}.png", smooth_photo(size, seed))
+        return tmp_path / "my photos"
+    return write
+
+
+@pytest.fixture
+def make(call, network_file, photos, tmp_path):
+    """make("copy.tflite", ...) makes depth maps of my photos/ in depth/."""
+    def run(name, *arguments):
+        return call(make_depth_maps, f"model={network_file(name)}", f"images_dir={tmp_path / 'my photos'}",
+                    f"depth_dir={tmp_path / 'depth'}", *arguments)
+    return run
+
+
+def read_map(path):
+    with Image.open(path) as image:
+        assert (image.format, image.mode) == ("PNG", "L")
+        return np.float64(image)
+
+
+def expected_map(photo, channel=GREEN):
+    """The channel at half size, from its 1st to its 99th percentile."""
+    image = Image.fromarray(photo[..., channel])
+    half = np.float64(image.resize((image.width // 2, image.height // 2), Image.Resampling.BICUBIC))
+    low, high = np.percentile(half, (1, 99))
+    return 255 * np.clip((half - low) / (high - low), 0, 1)
+
+
+def displacement(image, reference):
+    """How far `image` lies to the right of `reference` and below it, in pixels: least squares on the gradients."""
+    inside = np.s_[2:-2, 2:-2]
+    slopes = np.stack([-part[inside].ravel() for part in np.gradient(reference)[::-1]], axis=1)
+    return np.linalg.lstsq(slopes, (image - reference)[inside].ravel(), rcond=None)[0]
+
+
+# The depth map -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FITTING)
+def test_network_that_copies_a_channel_reproduces_it_in_size_scale_direction_and_place(photos, make, tmp_path, name):
+    folder = photos({"1": (193, 127)})
+    arguments, tolerance = FITTING[name]
+    done = make(name, *arguments)
+    assert (done.status, done.err) == (0, "")
+    found, expected = read_map(tmp_path / "depth" / "1.png"), expected_map(np.asarray(Image.open(folder / "1.png")))
+    assert found.shape == (63, 96)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+    assert np.abs(displacement(found, expected)).max() < 0.1
+
+
+def test_displacement_is_measured_to_a_tenth_of_a_pixel():
+    photo = smooth_photo((198, 134))
+    moved = expected_map(photo[2:, 4:])  # 2 pixels to the left and 1 up, at half size
+    assert displacement(moved, expected_map(photo[:-2, :-4])) == pytest.approx([-2, -1], abs=0.3)
+    assert displacement(expected_map(photo[:, 1:-1]), expected_map(photo[:, :-2])) == pytest.approx([-0.5, 0], abs=0.1)
+
+
+def test_photo_that_is_turned_by_exif_gets_an_upright_map(photos, make, tmp_path):
+    upright = smooth_photo((120, 160))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    folder = photos({})
+    folder.mkdir()
+    stored = Image.fromarray(upright).transpose(Image.Transpose.ROTATE_90)
+    stored.save(folder / "1.jpg", quality=95, subsampling=0, exif=exif)
+    assert make("copy.tflite").status == 0
+    np.testing.assert_allclose(read_map(tmp_path / "depth" / "1.png"), expected_map(upright), rtol=0, atol=6)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (3, 401), (401, 3)])
+def test_tiny_and_narrow_photos_get_maps_too(photos, make, tmp_path, size):
+    photos({"1": size})
+    for name, folder in (("copy.tflite", "depth"), ("free.tflite", "depth")):
+        assert make(name).status == 0
+        assert read_map(tmp_path / folder / "1.png").shape == (size[1] // 2, size[0] // 2)
+        (tmp_path / folder / "1.png").unlink()
+
+
+def test_depth_turns_the_output_round_and_distance_takes_its_reciprocal():
+    distance = np.float32([[1, 2], [4, 8]])
+    np.testing.assert_allclose(make_depth_maps.inverse_depth(distance, "inverse"), distance)
+    np.testing.assert_allclose(make_depth_maps.inverse_depth(distance, "depth"), -distance)
+    np.testing.assert_allclose(make_depth_maps.inverse_depth(distance, "distance"), [[1, 0.5], [0.25, 0.125]])
+
+
+def test_output_depth_makes_the_negative_of_output_inverse(photos, make, tmp_path):
+    photos({"1": (193, 127)})
+    make("copy.tflite")
+    inverse = read_map(tmp_path / "depth" / "1.png")
+    (tmp_path / "depth" / "1.png").unlink()
+    assert make("copy.tflite", "output=depth").status == 0
+    np.testing.assert_allclose(read_map(tmp_path / "depth" / "1.png"), 255 - inverse, rtol=0, atol=1)
+
+
+def test_scaling_ignores_scale_offset_and_odd_pixels():
+    values = np.float32(np.linspace(3, 4, 10000).reshape(100, 100))
+    plain = make_depth_maps.depth_map(values, (100, 100))
+    assert plain[0, 0] == 0 and plain[-1, -1] == 255
+    assert plain[50, 0] == pytest.approx(255 * (0.5 - 0.01) / 0.98, abs=1)  # 1st to 99th percentile
+    np.testing.assert_allclose(make_depth_maps.depth_map(-7000 + 1000 * values, (100, 100)), np.float64(plain), atol=1)
+    values[::20, ::20] = 1e6
+    odd = make_depth_maps.depth_map(values, (100, 100))
+    assert np.median(np.abs(np.float64(odd) - plain)) <= 2
+
+
+@pytest.mark.parametrize("value", [0, 5, -1e-30, 1e30])
+def test_constant_output_becomes_a_constant_map(value):
+    constant = make_depth_maps.depth_map(np.full((8, 8), value, np.float32), (10, 6))
+    assert constant.shape == (6, 10) and (constant == 128).all()
+
+
+def test_small_thing_before_an_even_background_is_kept():
+    values = np.zeros((100, 100), np.float32)
+    values[50:55, 50:55] = 1
+    found = make_depth_maps.depth_map(values, (100, 100))
+    assert found[52, 52] == 255 and found[10, 10] == 0
+
+
+# What the network is given -------------------------------------------------------------------------------------------
+
+COLOUR = (255, 51, 102)  # 1, 0.2, 0.4
+
+
+@pytest.mark.parametrize("network, normalisation, expected", [
+    (Network(None, (1, 4, 6, 3), np.float32), PLAIN, [1, 0.2, 0.4]),
+    (Network(None, (1, 4, 6, 3), np.float32), PLAIN._replace(range=(-1, 1)), [1, -0.6, -0.2]),
+    (Network(None, (1, 4, 6, 3), np.float32), PLAIN._replace(range=(0, 255), mean=(5, 1, 2), std=(1, 2, 4)), [250, 25, 25]),
+    (Network(None, (1, 4, 6, 3), np.float32), MIDAS,
+     [(1 - 0.485) / 0.229, (0.2 - 0.456) / 0.224, (0.4 - 0.406) / 0.225]),
+    (Network(None, (1, 4, 6, 3), np.uint8), PLAIN, COLOUR),
+    (Network(None, (1, 4, 6, 3), np.int8), PLAIN._replace(range=(-128, 127)), [127, -77, -26]),
+    (Network(None, (1, 4, 6, 3), np.uint8, (1 / 255, 0)), PLAIN, COLOUR),
+    (Network(None, (1, 4, 6, 3), np.int8, (0.02, 3)), MIDAS, [round(2.24890 / 0.02 + 3), round(-1.14286 / 0.02 + 3),
+                                                              round(-0.02667 / 0.02 + 3)]),
+    (Network(None, (1, 4, 6, 3), np.int8, (0.001, 0)), PLAIN, [127, 127, 127])])
+def test_pixels_are_normalised_and_quantised_as_the_network_wants_them(network, normalisation, expected):
+    batch = make_depth_maps.prepare(Image.new("RGB", (12, 8), COLOUR), network, normalisation)
+    assert batch.shape == (1, 4, 6, 3) and batch.dtype == network.dtype
+    np.testing.assert_allclose(batch[0, 2, 3], expected, rtol=1e-5)
+    channels_first = make_depth_maps.prepare(Image.new("RGB", (12, 8), COLOUR), network._replace(shape=(1, 3, 4, 6)),
+                                             normalisation)
+    np.testing.assert_array_equal(channels_first, batch.transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("photo, expected", [((4000, 3000), (384, 512)), ((3000, 4000), (512, 384)),
+                                             ((1536, 1024), (352, 544)), ((65, 4001), (3488, 64)), ((64, 64), (448, 448))])
+def test_network_of_free_size_gets_the_photos_shape_in_multiples_of_32(photo, expected):
+    assert make_depth_maps.input_size(Network(None, (None, None, None, 3), np.float32), photo) == expected
+    assert make_depth_maps.input_size(Network(None, (1, 3, None, 256), np.float32), photo) == (expected[0], 256)
+
+
+# Many photos ---------------------------------------------------------------------------------------------------------
+
+
+def test_existing_maps_are_kept_and_counted_whatever_they_are(photos, make, tmp_path):
+    photos({"1": (64, 64), "2": (64, 64), "3": (64, 64)})
+    (tmp_path / "depth").mkdir()
+    (tmp_path / "depth" / "1.png").write_bytes(b"the user's own")
+    (tmp_path / "depth" / "2.npy").write_bytes(b"the user's own as well")
+    done = make("copy.tflite")
+    assert done.status == 0 and "1 made, 2 kept" in done.out
+    assert (tmp_path / "depth" / "1.png").read_bytes() == b"the user's own"
+    assert {path.name for path in (tmp_path / "depth").iterdir()} == {"1.png", "2.npy", "3.png"}
+
+
+@pytest.mark.parametrize("error, status", [(OSError(28, "No space left on device"), 1), (KeyboardInterrupt(), 130)])
+def test_run_that_was_cut_short_leaves_whole_maps_and_goes_on_there(photos, make, tmp_path, monkeypatch, error, status):
+    photos({str(number): (64, 64) for number in range(12)})
+    write_image, written = utils.write_image, []
+
+    def write_a_few(path, image):
+        if len(written) == 3:
+            raise error
+        written.append(path)
+        write_image(path, image)
+    monkeypatch.setattr(utils, "write_image", write_a_few)
+    done = make("copy.tflite")
+    assert done.status == status and "Traceback" not in done.err
+    assert "No space left" in done.err or status == 130
+    monkeypatch.setattr(utils, "write_image", write_image)
+    there = {path: path.stat().st_mtime_ns for path in (tmp_path / "depth").iterdir()}
+    assert set(there) == set(written)
+    again = make("copy.tflite")
+    assert again.status == 0 and "9 made, 3 kept" in again.out
+    assert len(list((tmp_path / "depth").iterdir())) == 12
+    assert {path: path.stat().st_mtime_ns for path in there} == there
+
+
+def test_nothing_to_do_needs_no_tensorflow(photos, make, tmp_path, monkeypatch):
+    photos({"1": (64, 64)})
+    make("copy.tflite")
+    monkeypatch.setattr(utils, "start_tensorflow", lambda *_: pytest.fail("asked for TensorFlow"))
+    assert "0 made, 1 kept" in make("copy.tflite").out
+
+
+def test_unreadable_photo_is_named_and_the_others_are_done(photos, make, tmp_path):
+    folder = photos({"1": (64, 64), "2": (64, 64), "3": (64, 64)})
+    (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:200])
+    (folder / "4.jpg").write_text("not a photo")
+    utils.write_image(folder / "5.png", np.zeros((9, 1, 3), np.uint8))
+    done = make("copy.tflite")
+    assert done.status == 1 and "Next:" not in done.out
+    for name, reason in {"2.png": "damaged", "4.jpg": "no JPEG", "5.png": "1 x 9"}.items():
+        [line] = [line for line in done.err.splitlines() if str(folder / name) in line]
+        assert line.startswith("error: ") and reason in line
+    assert "3 of 5 photos got no depth map" in done.err
+    assert {path.name for path in (tmp_path / "depth").iterdir()} == {"1.png", "3.png"}
+
+
+@pytest.mark.parametrize("name, arguments, reason", [("logarithm.tflite", [], "infinite"),
+                                                     ("copy.tflite", ["output=distance"], "no distance")])
+def test_output_that_is_no_depth_is_an_error_that_names_the_photo(photos, make, tmp_path, name, arguments, reason):
+    folder = photos({"1": (64, 64)})
+    utils.write_image(folder / "black.png", np.zeros((64, 64, 3), np.uint8))
+    done = make(name, *arguments)
+    assert done.status == 1 and f"error: {folder / 'black.png'}: " in done.err and reason in done.err
+    assert {path.name for path in (tmp_path / "depth").iterdir()} == {"1.png"}
+
+
+def test_photos_are_read_and_maps_written_in_other_threads_than_the_networks(photos, make, monkeypatch):
+    photos({str(number): (64, 64) for number in range(3)})
+    threads = {}
+
+    def noting(module, name):
+        function = getattr(module, name)
+
+        def call_and_note(*arguments):
+            threads.setdefault(name, set()).add(threading.current_thread())
+            return function(*arguments)
+        monkeypatch.setattr(module, name, call_and_note)
+    noting(load_dataset, "read_own_photo")
+    noting(utils, "write_image")
+    noting(make_depth_maps, "one_channel")
+    assert make("copy.tflite").status == 0
+    assert threads["one_channel"] == {threading.main_thread()}
+    assert threading.main_thread() not in threads["read_own_photo"] | threads["write_image"]
+
+
+def test_single_photo_will_do(photos, network_file, call, tmp_path):
+    folder = photos({"1": (64, 64), "2": (64, 64)})
+    done = call(make_depth_maps, f"model={network_file('copy.tflite')}", f"images_dir={folder / '2.png'}",
+                f"depth_dir={tmp_path / 'depth'}")
+    assert done.status == 0 and [path.name for path in (tmp_path / "depth").iterdir()] == ["2.png"]
+
+
+def test_next_command_is_given_as_a_shell_takes_it(photos, make, tmp_path):
+    folder = photos({"1": (64, 64)})
+    [command] = [line for line in make("copy.tflite").out.splitlines() if line.startswith("Next: ")]
+    assert shlex.split(command)[1:] == ["python", "test_model.py", f"images_dir={folder}", f"depth_dir={tmp_path / 'depth'}"]
+
+
+# A data set ----------------------------------------------------------------------------------------------------------
+
+
+def test_data_set_gets_maps_that_testing_accepts(network_file, call, tmp_path):
+    for split, name in (("train", "1"), ("train", "2"), ("test", "1")):
+        utils.write_image(tmp_path / split / "original" / f"{name}.jpg", smooth_photo((131, 97)))
+    done = call(make_depth_maps, f"model={network_file('copy')}", f"dataset_dir={tmp_path}")
+    assert (done.status, done.err) == (0, "") and "python -m tools.check_dataset dataset_dir=" in done.out
+    assert len(list((tmp_path / "train" / "original_depth").iterdir())) == 2
+    [pair] = load_dataset.find_test_photos(tmp_path)
+    assert load_dataset.load_input(pair).shape == (48, 65, 4)
+
+
+def test_map_lies_as_training_reads_the_photo_which_does_not_turn_it(network_file, call, tmp_path):
+    stored = smooth_photo((160, 120))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    (tmp_path / "test" / "original").mkdir(parents=True)
+    Image.fromarray(stored).save(tmp_path / "test" / "original" / "1.jpg", quality=95, subsampling=0, exif=exif)
+    assert call(make_depth_maps, f"model={network_file('copy')}", f"dataset_dir={tmp_path}").status == 0
+    [pair] = load_dataset.find_test_photos(tmp_path)
+    np.testing.assert_allclose(load_dataset.load_input(pair)[..., 3], expected_map(stored), rtol=0, atol=6)
+
+
+@pytest.mark.parametrize("photo, reason", [(None, "neither train/original"), ("test/original/1.webp", "training reads"),
+                                           ("test/original/1.txt", "no photo")])
+def test_data_set_without_photos_is_one_line(network_file, call, tmp_path, photo, reason):
+    if photo:
+        utils.write_image(tmp_path / "1.png", smooth_photo((64, 64)))
+        (tmp_path / photo).parent.mkdir(parents=True)
+        (tmp_path / "1.png").rename(tmp_path / photo)
+    done = call(make_depth_maps, f"model={network_file('copy')}", f"dataset_dir={tmp_path}")
+    assert done.status == 1 and done.err.startswith("error: ") and done.err.count("\n") == 1 and reason in done.err
+
+
+# The preview ---------------------------------------------------------------------------------------------------------
+
+
+def test_preview_shows_a_handful_of_photos_beside_their_maps(photos, make, tmp_path):
+    photos({str(number): (480, 320) for number in range(13)})
+    done = make("copy.tflite", f"preview={tmp_path / 'sheets' / 'sheet.png'}")
+    assert (done.status, done.err) == (0, "")
+    with Image.open(tmp_path / "sheets" / "sheet.png") as image:
+        sheet = np.float64(image)
+    row = 320 + make_depth_maps.LABEL_HEIGHT + make_depth_maps.GAP
+    top, left = make_depth_maps.GAP + make_depth_maps.LABEL_HEIGHT, make_depth_maps.GAP
+    assert len(sheet) == 5 * row + make_depth_maps.GAP  # photos 0, 3, 6, 9 and 12
+    for place, number in enumerate((0, 3, 6, 9, 12)):
+        photo = np.asarray(Image.open(tmp_path / "my photos" / f"{number}.png"))
+        shown = sheet[top + place * row:][:320]
+        np.testing.assert_allclose(shown[:, left:][:, :480], photo, rtol=0, atol=1)
+        depth = Image.open(tmp_path / "depth" / f"{number}.png").resize((480, 320), Image.Resampling.LANCZOS)
+        np.testing.assert_allclose(shown[:, left + 480 + make_depth_maps.GAP:][:, :480, 0], depth, rtol=0, atol=1)
+
+
+def test_preview_of_maps_that_are_there_is_made_and_photos_that_failed_are_left_out(photos, make, tmp_path):
+    folder = photos({"1": (64, 64)})
+    make("copy.tflite")
+    (folder / "2.jpg").write_text("not a photo")
+    done = make("copy.tflite", f"preview={tmp_path / 'sheet.jpg'}")
+    assert done.status == 1 and "2.jpg" in done.err
+    with Image.open(tmp_path / "sheet.jpg") as sheet:
+        assert sheet.height == 64 + make_depth_maps.LABEL_HEIGHT + 2 * make_depth_maps.GAP
+
+
+def test_preview_overwrites_nothing(photos, make, tmp_path):
+    photos({"1": (64, 64)})
+    (tmp_path / "holiday.jpg").write_bytes(b"dear")
+    done = make("copy.tflite", f"preview={tmp_path / 'holiday.jpg'}")
+    assert done.status == 1 and "holiday.jpg" in done.err and not list((tmp_path / "depth").iterdir())
+    assert (tmp_path / "holiday.jpg").read_bytes() == b"dear"
+
+
+# Networks that do not fit --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NOT_FITTING)
+def test_network_that_does_not_fit_is_one_line(photos, make, network_file, tmp_path, name):
+    photos({"1": (64, 64)})
+    done = make(name)
+    assert done.status == 1 and done.err.count("\n") == 1
+    assert done.err.startswith(f"error: {network_file(name)}: ") and NOT_FITTING[name] in done.err
+    assert list((tmp_path / "depth").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["cut.tflite", "text.tflite", "text.keras", "text.h5", "text", "photo.png", "empty",
+                                  "none"])
+def test_file_that_is_no_network_is_one_line(photos, call, network_file, tmp_path, name):
+    photos({"1": (64, 64)})
+    path = tmp_path / name
+    if name == "cut.tflite":
+        path.write_bytes(network_file("copy.tflite").read_bytes()[:300])
+    elif name == "empty":
+        path.mkdir()
+    elif name == "text":
+        path.mkdir()
+        (path / "saved_model.pb").write_text("not a network")
+    elif name != "none":
+        path.write_text("not a network")
+    done = call(make_depth_maps, f"model={path}", f"images_dir={tmp_path / 'my photos'}",
+                f"depth_dir={tmp_path / 'depth'}")
+    assert done.status == 1 and done.err.count("\n") == 1
+    assert done.err.startswith(f"error: {path}: ") and "Traceback" not in done.err
+
+
+# The command line ----------------------------------------------------------------------------------------------------
+
+WRONG_CALLS = {  # the arguments, and what the one line has to say
+    "images_dir=p depth_dir=d": ["model", "is missing"],
+    "model=m": ["images_dir", "dataset_dir"],
+    "model=m images_dir=p": ["depth_dir", "is missing"],
+    "model=m depth_dir=d": ["images_dir", "is missing"],
+    "model=m dataset_dir=e depth_dir=d": ["dataset_dir", "depth_dir"],
+    "model=m dataset_dir=e images_dir=p": ["dataset_dir", "images_dir"],
+    "model=m image_dir=p depth_dir=d": ["did you mean images_dir="],
+    "model=m images_dir=p depth_dir=d mean=0.5": ["mean=0.5", "3 numbers"],
+    "model=m images_dir=p depth_dir=d mean=a,b,c": ["mean=a,b,c", "3 numbers"],
+    "model=m images_dir=p depth_dir=d mean=0,0,0,0": ["mean=0,0,0,0", "3 numbers"],
+    "model=m images_dir=p depth_dir=d mean=0,0,nan": ["mean=0,0,nan", "3 numbers"],
+    "model=m images_dir=p depth_dir=d std=0,1,1": ["std=0,1,1", "above 0"],
+    "model=m images_dir=p depth_dir=d std=1,,1": ["std=1,,1", "3 numbers"],
+    "model=m images_dir=p depth_dir=d range=1": ["range=1", "2 numbers"],
+    "model=m images_dir=p depth_dir=d range=1,0": ["range=1,0", "smaller"],
+    "model=m images_dir=p depth_dir=d range=0,inf": ["range=0,inf", "2 numbers"],
+    "model=m images_dir=p depth_dir=d output=near": ["output=near", "inverse, depth or distance"],
+    "model=m images_dir=p depth_dir=d preset=midas": ["preset=midas", "midas_v21_small"],
+    "model=m images_dir=p depth_dir=d preset=midas_v21_small mean=0,0,0": ["mean", "preset", "leave one"],
+    "model=m images_dir=p depth_dir=d preset=midas_v21_small output=depth": ["output", "preset", "leave one"],
+    "model=m images_dir=p depth_dir=d preview=sheet": ["preview=sheet", ".png or .jpg"],
+}
+
+
+@pytest.mark.parametrize("wrong_call", WRONG_CALLS)
+def test_wrong_call_is_answered_with_one_line(call, tmp_path, monkeypatch, wrong_call):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(utils, "start_tensorflow", lambda *_: pytest.fail("asked for TensorFlow"))
+    done = call(make_depth_maps, *shlex.split(wrong_call))
+    assert (done.status, done.out, done.err.count("\n")) == (2, "", 1)
+    assert [word for word in WRONG_CALLS[wrong_call] if word not in done.err] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["depth_dir=my photos"], ["depth_dir=depth", "preview=my photos/sheet.png"],
+                                       ["depth_dir=depth", "preview=depth/sheet.png"]])
+def test_photos_maps_and_preview_are_not_mixed_up(photos, network_file, call, tmp_path, monkeypatch, arguments):
+    folder = photos({"1": (64, 64)})
+    monkeypatch.chdir(tmp_path)
+    done = call(make_depth_maps, f"model={network_file('copy.tflite')}", f"images_dir={folder}", *arguments)
+    assert done.status == 2 and done.err.count("\n") == 1 and [path.name for path in folder.iterdir()] == ["1.png"]
+
+
+def test_process_is_quiet_and_imports_no_tensorflow_before_it_needs_it(photos, network_file, run_python, tmp_path):
+    folder = photos({"1": (64, 64), "2": (66, 200)})
+    arguments = [f"model={network_file('free.tflite')}", f"images_dir={folder}", f"depth_dir={tmp_path / 'depth'}"]
+    done = run_python(f"""if True:
+        import sys, utils
+        from tools import make_depth_maps
+        sys.argv = ["make_depth_maps", "model=m"]
+        assert utils.run(make_depth_maps.main) == 2 and "tensorflow" not in sys.modules
+        sys.argv[1:] = {arguments}
+        sys.exit(utils.run(make_depth_maps.main))
+        """, cwd=tmp_path)
+    assert done.status == 0
+    assert done.err.count("\n") == 1 and "images_dir: is missing" in done.err
+    assert len(done.out.splitlines()) == 5 and "2 made, 0 kept" in done.out
