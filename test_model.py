@@ -114,10 +114,9 @@ def say_which_are_large(pairs, max_side):
     large = [path for path, size in sizes.items() if size and min(max(size), max_side or math.inf) > EBB_SIDE]
     if large:
         width, height = sizes[large[0]]
-        print(f"Notice: {large[0]} is {width} x {height}" + (f" (and {len(large) - 1} others are large)"
-                                                             if len(large) > 1 else "")
-              + f"; the blur was learned on photos of 1024 x {EBB_SIDE} pixels and does not grow with the photo, so it looks"
-              f" weaker: max_side={EBB_SIDE} renders at that size")
+        others = f" (one of {len(large)} large photos)" if len(large) > 1 else ""
+        print(f"Notice: {large[0]} is {width} x {height}{others}; the blur was learned on photos of 1024 x {EBB_SIDE} "
+              f"pixels and does not grow with the photo, so it looks weaker: max_side={EBB_SIDE} renders at that size")
 
 
 def find_weights(settings):
