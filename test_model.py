@@ -114,10 +114,9 @@ def say_which_are_large(pairs, max_side):
     large = [path for path, size in sizes.items() if size and min(max(size), max_side or math.inf) > EBB_SIDE]
     if large:
         width, height = sizes[large[0]]
-        print(f"Notice: {large[0]} is {width} x {height}" + (f" (and {len(large) - 1} others are large)"
-                                                             if len(large) > 1 else "")
-              + f"; the blur was learned on photos of 1024 x {EBB_SIDE} pixels and does not grow with the photo, so it looks"
-              f" weaker: max_side={EBB_SIDE} renders at that size")
+        others = f" (one of {len(large)} large photos)" if len(large) > 1 else ""
+        print(f"Notice: {large[0]} is {width} x {height}{others}; the blur was learned on photos of 1024 x {EBB_SIDE} "
+              f"pixels and does not grow with the photo, so it looks weaker: max_side={EBB_SIDE} renders at that size")
 
 
 def find_weights(settings):
@@ -149,14 +148,21 @@ def render_all(settings, pairs, problems, prefix, suffix):
             print(f"{number}/{len(pairs)} {result_text(result)}", flush=True)
     finally:  # a run that is stopped shows what it has
         if results:
-            page = results_page.write_page(utils.FULL_RESOLUTION, page_heading(settings, prefix), results, METRICS,
-                                           problems, total)
+            show_page(page_heading(settings, prefix), results, problems, total)
     print_means([result.metrics for result in results])
-    if results:
-        print(f"Look at them: {page}")
-    if problems:
-        print(f"error: {len(problems)} of {total} photos could not be rendered", file=sys.stderr)
+    if len(results) < total:
+        print(f"error: {total - len(results)} of {total} photos could not be rendered", file=sys.stderr)
     return 1 if problems else 0
+
+
+def show_page(heading, results, problems, total):
+    """Writes the page of the results and says where it is; a page that cannot be written is a problem."""
+    try:
+        page = results_page.write_page(utils.FULL_RESOLUTION, heading, results, METRICS, problems, total)
+        utils.say(f"Look at them: {page}")
+    except OSError as error:
+        problems.append(f"{utils.FULL_RESOLUTION}/index.html: could not be written ({error.strerror or error})")
+        utils.say(f"error: {problems[-1]}", file=sys.stderr)
 
 
 def render_overlapped(pairs, read, render, finish):
@@ -204,7 +210,7 @@ def finish_photo(pair, scene, image, suffix):
         older = write_result(path, picture, scene.info)
         pictures = results_page.write_thumbnails(path, scene.input, picture, scene.target)
     except OSError as error:
-        return DataError(f"{path}: could not be written ({error.strerror or error})")
+        return DataError(f"{path}: it or its small pictures could not be written ({error.strerror or error})")
     return results_page.Result(pair.name, path, scene.size, metrics, pictures, older)
 
 

@@ -540,8 +540,9 @@ def write_image(path, image, info=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     options = {"quality": 95, "subsampling": 0} if path.suffix == ".jpg" else {"compress_level": 3}
+    data = iio.imwrite("<bytes>", image, extension=path.suffix, **options, **(info or {}))
     try:
-        iio.imwrite(partial, image, **options, **(info or {}))
+        partial.write_bytes(data)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)

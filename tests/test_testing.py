@@ -359,8 +359,17 @@ def test_picture_that_cannot_be_written_is_named_and_the_status_is_1(place_with,
     monkeypatch.setattr(utils, "write_image", full_for_one)
     done = call(test_model, "level=7")
     assert done.status == 1 and pictures_in(folder) == ["3_level_7_iteration_10.png"]
-    assert done.err.startswith("error: results/full-resolution/2_level_7_iteration_10.png: could not be written "
-                               "(No space left on device)\n")
+    assert done.err.startswith("error: results/full-resolution/2_level_7_iteration_10.png: it or its small pictures "
+                               "could not be written (No space left on device)\n")
+
+
+def test_page_that_cannot_be_written_is_named_and_the_status_is_1(place_with, call):
+    folder = place_with("3")
+    (folder / "results/full-resolution/index.html").mkdir(parents=True)
+    done = call(test_model, "level=7")
+    assert done.status == 1 and pictures_in(folder) == ["3_level_7_iteration_10.png"]
+    assert done.err.startswith("error: results/full-resolution/index.html: could not be written (")
+    assert done.err.count("\n") == 1 and not list((folder / "results").rglob(".*"))
 
 
 def test_ctrl_c_leaves_whole_pictures_and_the_page_of_what_was_rendered(place_with, call, monkeypatch):
