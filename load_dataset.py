@@ -4,16 +4,20 @@
     DATASET/{train,test}/original_depth/7.png   its depth map, 8 bits, half that size, bright = near
     DATASET/{train,test}/bokeh/7.jpg            the photo with a shallow depth of field, as large as the original
 
-Files belong together by name. Images are decoded in threads while the network trains (Pillow works outside Python's
-lock), so that memory does not grow with the number of photos. TensorFlow is not needed here.
+Files belong together by name. Images are decoded in threads while the network trains, outside Python's lock, so that
+memory does not grow with the number of photos. Whole photos are Pillow's work. Of a training pair only what the patch
+needs is decoded and halved, by TensorFlow, to the very same pixels.
 """
 
 import collections
 import concurrent.futures
+import functools
+import io
 import os
 import pathlib
 import re
 import threading
+import zlib
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -23,6 +27,7 @@ import utils
 from utils import DataError
 
 PATCH = 512  # height and width of a training patch, in pixels of the photo at half size
+MARGIN = 16  # pixels of the photo decoded around a patch; the filters and the decoder see some beyond its edge
 DRAW_EVERY = 1000  # iterations for which one random draw of train_size photos serves
 SUFFIXES = (".jpg", ".jpeg", ".png")
 FORMATS = ("JPEG", "PNG")  # by content, whatever the file name says
@@ -199,23 +204,57 @@ def load_patch(pair, level, left, top):
     Raises:
       DataError: a file is damaged; it names the file.
     """
-    photo, bokeh = (read_image(path, "RGB", pair.size) for path in (pair.photo, pair.bokeh))
-    if resemblance(photo, bokeh) < LEAST_RESEMBLANCE:
-        raise DataError(f"{pair.photo}: does not resemble {pair.bokeh}; one of them is damaged or of another scene")
-    patch = _with_depth(photo, pair)[top:top + PATCH, left:left + PATCH]
-    square = bokeh.crop((2 * left, 2 * top, 2 * (left + PATCH), 2 * (top + PATCH)))
+    photo, depth, bokeh = contents = [_content(path) for path in (pair.photo, pair.depth, pair.bokeh)]
+    _check_contents(pair, *contents)
+    half = pair.size[0] // 2, pair.size[1] // 2
+    window = _window(pair.size, left, top)
+    if any(side % 2 for side in pair.size) or pair.size[1] > 2 * pair.size[0]:  # not what `halve` does
+        rgb = np.asarray(_resize(_decode(photo, pair.photo, "RGB", pair.size), *half))[top:top + PATCH, left:left + PATCH]
+    else:
+        rgb = _cut(halve(_decode_window(photo, pair.photo, pair.size, window)),
+                   left - window.left // 2, top - window.top // 2, PATCH)
+    depth = np.asarray(_decode(depth, pair.depth, "L", half))[top:top + PATCH, left:left + PATCH]
+    square = _cut(_decode_window(bokeh, pair.bokeh, pair.size, window),
+                  2 * left - window.left, 2 * top - window.top, 2 * PATCH)
+    return _stack_channels([rgb, depth[..., np.newaxis]]), _shrink(square, level)
+
+
+def _shrink(square, level):
+    """The target of a level from the square of the bokeh photo."""
+    if level <= 2:
+        return halve(square) if level == 2 else square
     side = target_side(level)
-    return patch, np.asarray(_resize(square, side, side))
+    return np.asarray(_resize(Image.fromarray(square), side, side))
 
 
-def resemblance(photo, bokeh):
-    """How much two Pillow RGB images of one size look alike from far: the correlation of their 64 x 64 pixel means.
+def _check_contents(pair, photo, depth, bokeh):
+    """DataError if a file's content is damaged, or photo and bokeh photo do not resemble each other.
 
+    Contents that were once found sound in this process are known by their checksums.
+    """
+    checksums = tuple(zlib.crc32(content) for content in (photo, depth, bokeh))
+    if checksums in _sound_contents:
+        return
+    half = pair.size[0] // 2, pair.size[1] // 2
+    _decode(depth, pair.depth, "L", half, verify=True)
+    eighths = [_decode_eighth(photo, pair.photo, pair.size), _decode_eighth(bokeh, pair.bokeh, pair.size)]
+    if resemblance(*eighths, cell=8) < LEAST_RESEMBLANCE:
+        raise DataError(f"{pair.photo}: does not resemble {pair.bokeh}; one of them is damaged or of another scene")
+    _sound_contents.add(checksums)
+
+
+_sound_contents = set()  # the (photo, depth, bokeh) checksums that `_check_contents` has passed
+
+
+def resemblance(photo, bokeh, cell=64):
+    """How much two Pillow RGB images of one size look alike from far: the correlation of their means over square cells.
+
+    `cell`: its side in pixels, 64 for whole photos, 8 for photos decoded at an eighth of their size.
     Pairs of one scene are well above 0.8, photos of different scenes around 0. Where one has too little contrast to tell
     it is 1, but 0 if the other has plenty. It finds what a JPEG decoder does not: bits that flipped, which turn the rest
     of the picture into something else.
     """
-    far = [np.asarray(image.reduce(64), np.float32).ravel() for image in (photo, bokeh)]
+    far = [np.asarray(image.reduce(cell), np.float32).ravel() for image in (photo, bokeh)]
     low, high = sorted(float(values.std()) for values in far)
     if low < LEAST_CONTRAST:
         return 0.0 if high > MUCH_CONTRAST else 1.0
@@ -232,17 +271,39 @@ def read_image(path, mode, size=None):
 
     DataError where it is damaged, of a format that `find_training_pairs` rejects, or not of the (width, height) given.
     """
+    return _decode(_content(path), path, mode, size, verify=True)
+
+
+def _content(path):
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: is damaged ({_reason(error)})") from None
+
+
+def _decode(content, path, mode, size=None, verify=False, draft=False):
+    """`read_image` from a file's content. `verify` looks at a PNG's checksums, which decoding alone does not.
+
+    `draft` decodes a JPEG at an eighth of its size, in half the time.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             wrong = _wrong_format(image, mode)
             if wrong or size and image.size != size:
                 raise DataError(f"{path}: {wrong or f'is {_size_text(image.size)}, not {_size_text(size)}'}")
-            if image.format == "PNG":
-                with Image.open(path, formats=FORMATS) as whole:
-                    whole.verify()  # decoding alone does not look at the checksums
+            if verify and image.format == "PNG":
+                with Image.open(io.BytesIO(content), formats=FORMATS) as whole:
+                    whole.verify()
+            if draft:
+                image.draft(None, (1, 1))
             return image.convert(mode)
     except UNREADABLE as error:
         raise DataError(f"{path}: is damaged ({_reason(error)})") from None
+
+
+def _decode_eighth(content, path, size):
+    image = _decode(content, path, "RGB", size, verify=True, draft=True)
+    return image.reduce(8) if image.size == size else image
 
 
 def _wrong_format(image, mode):
@@ -261,6 +322,121 @@ def _with_depth(photo, pair):
 
 def _resize(image, width, height):
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+# What a patch needs of a photo ---------------------------------------------------------------------------------------
+
+
+class Window(NamedTuple):
+    """A rectangle of a photo, in its pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def _window(size, left, top):
+    """Around a patch; of one size wherever it lies, because `halve` is compiled for each size."""
+    lengths = [min(side, 2 * (PATCH + MARGIN)) for side in size]
+    starts = [min(max(2 * start - MARGIN, 0), side - length)
+              for start, side, length in zip((left, top), size, lengths)]
+    return Window(*starts, *lengths)
+
+
+def _decode_window(content, path, size, window):
+    """Decodes a `Window` of a sound RGB image file: uint8 (window.height, window.width, 3).
+
+    The pixels are Pillow's, but for the outermost ones: where the window ends inside of the photo, the decoder does not
+    know the colours beyond.
+    """
+    import tensorflow as tf  # here, because wrong arguments and files are answered before TensorFlow is imported
+
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        is_usual = (image.format, image.mode) == ("JPEG", "RGB")
+    if is_usual:
+        box = [window.top, window.left, window.height, window.width]
+        try:
+            return np.asarray(tf.io.decode_and_crop_jpeg(content, box, channels=3, dct_method="INTEGER_ACCURATE"))
+        except tf.errors.OpError:
+            pass  # Pillow is more patient with some damages
+    rows, columns = np.s_[window.top:window.top + window.height], np.s_[window.left:window.left + window.width]
+    return np.asarray(_decode(content, path, "RGB", size))[rows, columns]
+
+
+def halve(image):
+    """Pillow's bicubic `resize` to half of both sides, to the very same pixels in a quarter of the time.
+
+    Args:
+      image: uint8 (height, width, 3), both even and at least 12.
+
+    Returns:
+      uint8 (height / 2, width / 2, 3).
+    """
+    import tensorflow as tf
+
+    def by_pillow(part):  # first along the rows, though Pillow begins with the columns where an image is very tall
+        rows, columns = part.shape[0] // 2, part.shape[1] // 2
+        return np.asarray(_resize(_resize(Image.fromarray(part), columns, len(part)), columns, rows))
+
+    height, width, _ = image.shape
+    half = np.empty((height // 2, width // 2, 3), np.uint8)
+    with tf.device("CPU"):
+        along_rows = _compiled(_halve_rows, (height - 2, 3 * width))(tf.constant(image[1:-1].reshape(height - 2, -1)))
+        inner = np.asarray(_compiled(_halve_columns, along_rows.shape)(along_rows)).reshape(height // 2 - 4, -1, 3)
+    for channel in range(3):  # one by one, which numpy does fastest
+        half[2:-2, 2:-2, channel] = inner[:, 1::2, channel]
+    half[:2], half[-2:] = by_pillow(image[:12])[:2], by_pillow(image[-12:])[-2:]  # other weights at the frame
+    half[:, :2], half[:, -2:] = by_pillow(image[:, :12])[:, :2], by_pillow(image[:, -12:])[:, -2:]
+    return half
+
+
+@functools.cache
+def _compiled(function, shape):
+    """The function compiled by XLA for uint8 arrays of one shape; without a GPU's help, beside the network."""
+    import tensorflow as tf
+    compiled = tf.function(function, jit_compile=True, autograph=False)
+    return compiled.get_concrete_function(tf.TensorSpec(shape, tf.uint8))
+
+
+def _halve_rows(image):
+    """uint8 (rows, 3 columns) to (rows, 3 (columns - 7)): results for all columns, because memory then is read in order;
+    every second one is of use."""
+    length = image.shape[1] - 21
+    return _weigh([image[:, 3 * tap:3 * tap + length] for tap in range(8)])
+
+
+def _halve_columns(image):
+    """uint8 (2 rows, columns) to (rows - 3, columns)."""
+    results = image.shape[0] // 2 - 3
+    return _weigh([image[tap:tap + 2 * results:2] for tap in range(8)])
+
+
+def _weigh(taps):
+    """The sum of 8 neighbours by Pillow's weights (-3, -9, 29, 111, 111, 29, -9, -3) / 256, rounded to 8 bits.
+
+    They are Keys' cubic convolution with a = -1/2 (IEEE Trans. ASSP 29, 1981) stretched by 2. The sum is formed as
+    floor((even part + odd part / 2 + 1/2) / 128) less 16384, which fits into 16 bits: twice as fast as 32.
+    """
+    import tensorflow as tf
+    first, second, third, fourth = (tf.cast(taps[3 - pair], tf.int16) + tf.cast(taps[4 + pair], tf.int16)
+                                    for pair in range(4))
+    even = 55 * first + 14 * second - 4 * third - fourth - 16384
+    odd = tf.bitwise.right_shift(first + second - third - fourth + 128, 1)
+    return tf.cast(tf.clip_by_value(tf.bitwise.right_shift(even + odd, 7) + 128, 0, 255), tf.uint8)
+
+
+def _cut(image, left, top, side):
+    return image[top:top + side, left:left + side]
+
+
+def _stack_channels(images):
+    """One contiguous copy of images (height, width, channels) with the channels of all."""
+    channels = [image[..., channel] for image in images for channel in range(image.shape[2])]
+    stacked = np.empty((*channels[0].shape, len(channels)), np.uint8)
+    for number, channel in enumerate(channels):  # one by one, which numpy does fastest
+        stacked[..., number] = channel
+    return stacked
 
 
 # Streams of batches --------------------------------------------------------------------------------------------------
@@ -394,8 +570,8 @@ def _random_corner(pair, random):
 def _augment(patch, target, random):
     """Random quarter turns and an up-down flip, the same for both."""
     turns, flip = random.integers(4), random.integers(2)
-    patch, target = np.rot90(patch, turns), np.rot90(target, turns)
-    return (np.flipud(patch), np.flipud(target)) if flip else (patch, target)
+    turned = [np.rot90(image, turns) for image in (patch, target)]
+    return [_stack_channels([np.flipud(image) if flip else image]) for image in turned]
 
 
 def _processors():
