@@ -38,6 +38,7 @@ PARAMETERS = (
     Parameter("orig", bool, False, "use the released weights in models/original/"),
     Parameter("restore_iter", int, None, "iteration of the level to use", 1, default_text="last saved"),
     Parameter("use_gpu", bool, True, "false hides the GPU"),
+    Parameter("precision", utils.PRECISIONS, "float32", "of the feature maps; float32 is exact"),
     Parameter("dataset_dir", str, "ebb_dataset/", "folder with test/"),
     Parameter("images_dir", str, None, "own photos to render instead: a folder or a file", default_text="none"),
     Parameter("depth_dir", str, None, "depth maps of the own photos: a folder or a file", default_text="none"),
@@ -64,7 +65,7 @@ def main(argv):
     prefix, suffix = find_weights(settings)
     utils.prepare_folders(utils.FULL_RESOLUTION)
     pairs, problems = find_own_photos(settings) if settings.images_dir else (find_test_photos(settings), [])
-    utils.start_tensorflow(settings.use_gpu)
+    utils.start_tensorflow(settings.use_gpu, settings.precision)
     return render_all(settings, pairs, problems, prefix, suffix)
 
 
@@ -130,7 +131,7 @@ def find_weights(settings):
 def render_all(settings, pairs, problems, prefix, suffix):
     """Renders and measures photo by photo. `problems` holds a text for each photo that is already known to be left out."""
     import model
-    pynet = model.build_pynet(seed=None)
+    pynet = model.build_pynet(seed=None, precision=settings.precision)
     utils.restore_checkpoint(pynet.variables, prefix)
     print(f"Weights: {prefix}")
     read = functools.partial(read_photo, level=settings.level, max_side=settings.max_side)

@@ -110,6 +110,21 @@ def test_mutated_files_are_reported_or_harmless(sound, tmp_path):
             assert patch_change < 80 and target_change < 80, (kind, where)
 
 
+@pytest.mark.parametrize("kind", ["original/0.jpg", "original_depth/0.png", "bokeh/0.jpg"])
+def test_a_file_that_goes_bad_after_it_was_read_is_found_at_its_next_reading(sound, tmp_path, kind):
+    shutil.copytree(sound[0], tmp_path / "data")
+    pair, = load_dataset.find_training_pairs(tmp_path / "data", "train")
+    load_dataset.load_patch(pair, 7, 0, 0)
+    file = tmp_path / "data/train" / kind
+    content, status = file.read_bytes(), file.stat()
+    file.write_bytes(content[:len(content) // 2] + bytes(len(content) - len(content) // 2))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(utils.DataError, match=re.escape(f"train/{kind}")):
+        load_dataset.load_patch(pair, 7, 0, 0)
+    file.write_bytes(content)
+    load_dataset.load_patch(pair, 7, 0, 0)
+
+
 def test_a_symlink_loop_and_a_folder_in_place_of_a_photo_are_reported(sound, tmp_path):
     shutil.copytree(sound[0], tmp_path / "data")
     photo = tmp_path / "data/train/original/0.jpg"

@@ -305,7 +305,7 @@ def test_a_precision_that_the_processor_emulates_is_known(features, precision, f
     assert utils.computes_fast(precision) is fast
 
 
-@pytest.mark.parametrize("script", [train_model])
+@pytest.mark.parametrize("script", [train_model, test_model])
 def test_precision_is_one_of_three_words(script):
     for words in ("half", "float64", "16", ""):
         with pytest.raises(UsageError, match="precision=.* float32 or bfloat16 or float16"):

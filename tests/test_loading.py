@@ -131,6 +131,30 @@ def test_target_side_of_a_level(level, side):
     assert load_dataset.target_side(level) == side
 
 
+@pytest.mark.parametrize("factor", [2, 4])
+@pytest.mark.parametrize("height, width", [(64, 200), (1024, 64)])
+def test_shrink_gives_pillows_pixels_up_to_the_frame(factor, height, width):
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    for image in (noise, (noise // 128) * np.uint8(255)):
+        rows_first = Image.fromarray(bicubic(Image.fromarray(image), width // factor, height))
+        expected = bicubic(rows_first, width // factor, height // factor)
+        np.testing.assert_array_equal(load_dataset.shrink(image, factor), expected)
+
+
+@pytest.mark.parametrize("subsampling, progressive", [(0, False), (1, False), (2, False), (2, True)])
+def test_patch_of_a_jpeg_equals_that_of_the_whole_photo_decoded_by_pillow(tmp_path, subsampling, progressive):
+    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 75, 3), np.uint8)).resize((1200, 1026))
+    files = [tmp_path / kind for kind in ("photo.jpg", "depth.png", "bokeh.jpg")]
+    for path in files[::2]:
+        noise.save(path, quality=95, subsampling=subsampling, progressive=progressive)
+    Image.new("L", (600, 513)).save(files[1])
+    decoded = Image.open(files[0])
+    for left, top in ((0, 0), (7, 1), (8, 0), (41, 1), (88, 0)):
+        patch, target = load_dataset.load_patch(Pair("1", *files, decoded.size), 1, left, top)
+        np.testing.assert_array_equal(patch[..., :3], bicubic(decoded, 600, 513)[top:top + 512, left:left + 512])
+        np.testing.assert_array_equal(target, np.asarray(decoded)[2 * top:2 * top + 1024, 2 * left:2 * left + 1024])
+
+
 # Augmentation --------------------------------------------------------------------------------------------------------
 
 
