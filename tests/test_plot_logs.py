@@ -107,8 +107,8 @@ def test_picture_shows_loss_psnr_and_ms_ssim(workplace, call):
               heading(3), evaluation(0, 12, **{"ms-ssim": 0.5}), evaluation(1000, 22, **{"ms-ssim": 0.9}))
     done = call(plot_logs)
     assert (done.status, done.err) == (0, "")
-    assert "Level 7: 2000 iterations, test loss 8.5, PSNR 21 dB" in done.out
-    assert "Level 3: 1000 iterations, test loss 8.5, PSNR 22 dB, MS-SSIM 0.9" in done.out
+    assert "Level 7: iterations 0 to 2000, test loss 8.5, PSNR 21 dB" in done.out
+    assert "Level 3: iterations 0 to 1000, test loss 8.5, PSNR 22 dB, MS-SSIM 0.9" in done.out
     assert "results/training.png" in done.out
     assert shown(plot_logs.BLUE) > 100 and shown(plot_logs.VERMILION) > 500
     with_ms_ssim = Image.open(utils.RESULTS / "training.png").height
@@ -157,4 +157,4 @@ def test_log_that_is_missing_or_has_no_metrics_is_named(workplace, call, content
 def test_another_log_can_be_named(workplace, call):
     write_log(workplace, ORIGINAL_LINE)
     done = call(plot_logs, "log=logs.txt", "level=2")
-    assert done.status == 0 and "Level 2: 1000 iterations" in done.out
+    assert done.status == 0 and "Level 2: iterations 0 to 1000" in done.out
