@@ -7,6 +7,7 @@ import pytest
 
 import test_model
 import train_model
+from tools import export_model, make_depth_maps, plot_logs
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 
@@ -19,14 +20,16 @@ def readme():
 def documented_parameters(readme, script):
     """{name: (default, meaning)} of the table under the heading that names the script."""
     [section] = [section for section in re.split(r"^#+ ", readme, flags=re.MULTILINE)
-                 if script in section.partition("\n")[0]]
+                 if section.partition("\n")[0] == f"Parameters of {script}"]
     rows = re.findall(r"^\| *`(\w+)` *\| *(.*?) *\| *(.*?) *\|$", section, flags=re.MULTILINE)
     return {name: (default.strip("`"), meaning) for name, default, meaning in rows}
 
 
-@pytest.mark.parametrize("script", [train_model, test_model], ids=["train_model.py", "test_model.py"])
+@pytest.mark.parametrize("script", [train_model, test_model, make_depth_maps, plot_logs, export_model],
+                         ids=lambda script: script.__name__)
 def test_readme_has_every_parameter_with_its_default_and_meaning_and_no_other(readme, script):
-    assert documented_parameters(readme, f"{script.__name__}.py") == {
+    name = script.__name__ if script.__name__.startswith("tools.") else f"{script.__name__}.py"
+    assert documented_parameters(readme, name) == {
         parameter.name: (parameter.shown_default(), parameter.meaning) for parameter in script.PARAMETERS}
 
 
