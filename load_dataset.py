@@ -43,11 +43,12 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  #
 
 
 class Pair(NamedTuple):
-    """The files of one photo. `bokeh` is None where there is no target, `size` is the photo's (width, height)."""
+    """The files of one photo. `bokeh` is None where there is no target, `depth` where the network takes no depth maps;
+    `size` is the photo's (width, height)."""
 
     name: str
     photo: pathlib.Path
-    depth: pathlib.Path
+    depth: Optional[pathlib.Path]
     bokeh: Optional[pathlib.Path]
     size: tuple
 
@@ -55,12 +56,13 @@ class Pair(NamedTuple):
 # Which files there are -----------------------------------------------------------------------------------------------
 
 
-def find_training_pairs(dataset_dir, split):
+def find_training_pairs(dataset_dir, split, use_depth=True):
     """All pairs of a split, checked by their headers: whole, of matching sizes and large enough for a patch.
 
     Args:
       dataset_dir: the folder that holds train/ and test/.
       split: "train" or "test".
+      use_depth: whether depth maps are needed; else `original_depth/` is not looked at.
 
     Returns:
       `Pair`s in numeric order.
@@ -68,34 +70,34 @@ def find_training_pairs(dataset_dir, split):
     Raises:
       DataError: lists every problem of the split, by file.
     """
-    return _raise_problems(*survey(dataset_dir, split, for_training=True))
+    return _raise_problems(*survey(dataset_dir, split, for_training=True, use_depth=use_depth))
 
 
-def find_training_set(dataset_dir):
+def find_training_set(dataset_dir, use_depth=True):
     """(training pairs, test pairs), checked as in `find_training_pairs`; DataError lists the problems of both."""
-    train, train_problems = survey(dataset_dir, "train", for_training=True)
-    test, test_problems = survey(dataset_dir, "test", for_training=True)
+    train, train_problems = survey(dataset_dir, "train", True, use_depth)
+    test, test_problems = survey(dataset_dir, "test", True, use_depth)
     return _raise_problems((train, test), train_problems + test_problems)
 
 
-def find_test_photos(dataset_dir):
+def find_test_photos(dataset_dir, use_depth=True):
     """All pairs of the test split, of any size; those without a file in bokeh/ have `bokeh=None`. Errors as above."""
-    return _raise_problems(*survey(dataset_dir, "test", for_training=False))
+    return _raise_problems(*survey(dataset_dir, "test", for_training=False, use_depth=use_depth))
 
 
-def survey(dataset_dir, split, for_training):
+def survey(dataset_dir, split, for_training, use_depth=True):
     """(pairs, problems) of a split by the files' headers. `pairs` are those without problems, problems name a file."""
     folder = pathlib.Path(dataset_dir) / split
     problems = []
     photos = _images_by_name(folder / "original", problems)
-    depths = _images_by_name(folder / "original_depth", problems)
+    depths = _images_by_name(folder / "original_depth", problems) if use_depth else {}
     bokehs = _images_by_name(folder / "bokeh", problems) if for_training or (folder / "bokeh").is_dir() else {}
-    if not (photos and depths and (bokehs or not for_training)):
+    if not (photos and (depths or not use_depth) and (bokehs or not for_training)):
         return [], problems
     candidates = []
     for name in photos.keys() | (depths.keys() | bokehs.keys() if for_training else set()):
         files = {"original": photos.get(name), "original_depth": depths.get(name), "bokeh": bokehs.get(name)}
-        needed = files if for_training else ("original", "original_depth")
+        needed = ["original", *["original_depth"] * use_depth, *["bokeh"] * for_training]
         missing = [kind for kind in needed if not files[kind]]
         problems += [f"{folder / kind / name}.{'png' if kind == 'original_depth' else 'jpg'}: is missing"
                      for kind in missing]
@@ -178,7 +180,7 @@ def _size_text(size):
 
 
 def load_input(pair):
-    """The network's input for a whole photo: uint8 (height / 2, width / 2, 4), RGB and depth, 0-255.
+    """The network's input for a whole photo: uint8 (height / 2, width / 2, 4), RGB and depth, 0-255; RGB alone without depth.
 
     The photo is halved with Pillow's bicubic filter, odd sizes are rounded down. DataError names a damaged file.
     """
@@ -200,17 +202,19 @@ def load_patch(pair, level, left, top):
       left, top: of the patch, in pixels of the photo at half size.
 
     Returns:
-      input: uint8 (512, 512, 4), RGB and depth.
+      input: uint8 (512, 512, 4), RGB and depth; (512, 512, 3) without depth.
       target: uint8 (s, s, 3), RGB, s = 1024 / 2^(level - 1).
 
     Raises:
       DataError: a file is damaged; it names the file.
     """
-    photo, depth, bokeh = contents = [_content(path) for path in (pair.photo, pair.depth, pair.bokeh)]
+    photo, depth, bokeh = contents = [path and _content(path) for path in (pair.photo, pair.depth, pair.bokeh)]
     _check_contents(pair, *contents)
-    depth = np.asarray(_decode(depth, pair.depth, "L", (pair.size[0] // 2, pair.size[1] // 2)))
-    halved = _halved_patch(photo, pair, left, top)
-    return _stack_channels([halved, _cut(depth, left, top, PATCH)[..., np.newaxis]]), _target(bokeh, pair, level, left, top)
+    patch = [_halved_patch(photo, pair, left, top)]
+    if pair.depth:
+        depth = np.asarray(_decode(depth, pair.depth, "L", (pair.size[0] // 2, pair.size[1] // 2)))
+        patch.append(_cut(depth, left, top, PATCH)[..., np.newaxis])
+    return _stack_channels(patch), _target(bokeh, pair, level, left, top)
 
 
 def _halved_patch(content, pair, left, top):
@@ -238,11 +242,11 @@ def _check_contents(pair, photo, depth, bokeh):
 
     Contents that were once found sound in this process are known by their checksums.
     """
-    checksums = tuple(zlib.crc32(content) for content in (photo, depth, bokeh))
+    checksums = tuple(zlib.crc32(content) for content in (photo, depth or b"", bokeh))
     if checksums in _sound_contents:
         return
-    half = pair.size[0] // 2, pair.size[1] // 2
-    _decode(depth, pair.depth, "L", half, verify=True)
+    if pair.depth:
+        _decode(depth, pair.depth, "L", (pair.size[0] // 2, pair.size[1] // 2), verify=True)
     eighths = [_decode_eighth(photo, pair.photo, pair.size), _decode_eighth(bokeh, pair.bokeh, pair.size)]
     if resemblance(*eighths, cell=8) < LEAST_RESEMBLANCE:
         raise DataError(f"{pair.photo}: does not resemble {pair.bokeh}; one of them is damaged or of another scene")
@@ -323,7 +327,7 @@ def _wrong_format(image, mode):
 
 def _with_depth(photo, pair):
     half = _resize(photo, photo.width // 2, photo.height // 2)
-    return np.dstack([half, read_image(pair.depth, "L", half.size)])
+    return np.dstack([half, read_image(pair.depth, "L", half.size)]) if pair.depth else np.asarray(half)
 
 
 def _resize(image, width, height):
@@ -359,13 +363,15 @@ def find_own_photos(images_dir):
 
 
 def find_own_pairs(images_dir, depth_dir):
-    """The photos of `images_dir` with their depth maps, and the paths of those that have none.
+    """The photos of `images_dir` with their depth maps, and the paths of those that have none; depth_dir=None: none needs one.
 
     Each of the two is a folder or a single file; the depth map has the photo's name, but for the suffix (that of a single
     photo may be any file). Returns ([`Pair` with neither target nor size], [path]). DataError as in `find_own_photos`,
     and where two depth maps go by the same name.
     """
     photos = find_own_photos(images_dir)
+    if depth_dir is None:
+        return [Pair(name, path, depth=None, bokeh=None, size=None) for name, path in photos.items()], []
     if not pathlib.Path(depth_dir).exists():
         return [], list(photos.values())
     depths = _own_files(depth_dir, DEPTH_SUFFIXES, "depth map", may_be_empty=True)
@@ -413,7 +419,7 @@ def load_own_input(pair, max_side=None):
       max_side: the photo is made smaller where a side of it is longer, in pixels.
 
     Returns:
-      input: uint8 (height / 2, width / 2, 4), RGB and depth, 0-255.
+      input: uint8 (height / 2, width / 2, 4), RGB and depth, 0-255; RGB alone without depth.
       size: (width, height) of the upright photo that is rendered.
       info: its colour profile and EXIF dates, see `read_own_photo`.
 
@@ -428,7 +434,8 @@ def load_own_input(pair, max_side=None):
         scaled = f", {_size_text(photo.size)} with max_side={max_side}" if photo.size != size else ""
         raise DataError(f"{pair.photo}: is {_size_text(size)}{scaled}; each side needs at least {SMALLEST_OWN} pixels")
     half = _resize(photo, photo.width // 2, photo.height // 2)
-    return np.dstack([half, read_depth_map(pair.depth, half.size)]), photo.size, info
+    image = np.dstack([half, read_depth_map(pair.depth, half.size)]) if pair.depth else np.asarray(half)
+    return image, photo.size, info
 
 
 def read_depth_map(path, size):
@@ -694,7 +701,7 @@ def _stack_channels(images):
 
 
 class Batch(NamedTuple):
-    """inputs uint8 (images, 512, 512, 4), targets uint8 (images, s, s, 3), and the photos' names."""
+    """inputs uint8 (images, 512, 512, 4; 3 without depth), targets uint8 (images, s, s, 3), and the photos' names."""
 
     inputs: np.ndarray
     targets: np.ndarray

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import tensorflow as tf
 from tensorflow import keras
 
-CHANNELS = 4  # red, green, blue, depth
+CHANNELS = {True: 4, False: 3}  # with depth: red, green, blue, depth; without: red, green, blue
 INPUT_MULTIPLE = 32  # of height and width: level 7 works at 1/32 of the input, each level below at twice that
 LEAKY_RELU_SLOPE = 0.2
 INSTANCE_NORM_EPSILON = 1e-3
@@ -28,7 +28,7 @@ class PyNET(NamedTuple):
     variables: dict
 
 
-def build_pynet(height=None, width=None, seed=0, precision="float32"):
+def build_pynet(height=None, width=None, seed=0, precision="float32", use_depth=True):
     """Builds all seven levels.
 
     Args:
@@ -37,13 +37,15 @@ def build_pynet(height=None, width=None, seed=0, precision="float32"):
         zero, which is quicker, for weights that are restored.
       precision: in which the feature maps are computed: "float32", "bfloat16" or "float16" (mixed precision,
         arXiv:1710.03740). Variables, normalisation and heads, and so input and outputs, are float32 in each.
+      use_depth: whether the input has the depth map. Only the kernels of the first convolution depend on it.
 
     Returns:
-      A `PyNET`. Its input is float32 (images, height, width, 4): RGB and depth in [0, 1]. Its outputs are float32
+      A `PyNET`. Its input is float32 (images, height, width, 4): RGB and depth in [0, 1]; or 3: RGB alone. Its outputs are float32
       (images, height / s, width / s, 3) with s = 2^(level - 2), in (-0.08, 1.08).
     """
+    name = "photo_and_depth" if use_depth else "photo"
     with _policy(precision):
-        return _build(_Layers(seed), keras.Input((height, width, CHANNELS), name="photo_and_depth", dtype="float32"))
+        return _build(_Layers(seed), keras.Input((height, width, CHANNELS[use_depth]), name=name, dtype="float32"))
 
 
 @contextlib.contextmanager

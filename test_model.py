@@ -51,7 +51,7 @@ USAGE = "python test_model.py [name=value ...]"
 class Scene(NamedTuple):
     """One photo as it was read. `size` is its (width, height), `info` what its result is to carry on."""
 
-    input: np.ndarray  # uint8 (height / 2, width / 2, 4), RGB and depth
+    input: np.ndarray  # uint8 (height / 2, width / 2, 4), RGB and depth; RGB alone without depth
     size: tuple
     target: Optional[np.ndarray]  # uint8, of the result's shape
     info: dict
@@ -64,27 +64,28 @@ def main(argv):
     warnings.filterwarnings("ignore", module="PIL")  # of odd metadata; what cannot be read is an error all the same
     prefix, suffix = find_weights(settings)
     utils.prepare_folders(utils.FULL_RESOLUTION)
-    pairs, problems = find_own_photos(settings) if settings.images_dir else (find_test_photos(settings), [])
+    use_depth = utils.takes_depth(prefix)
+    pairs, problems = find_own_photos(settings, use_depth) if settings.images_dir else (
+        find_test_photos(settings, use_depth), [])
     utils.start_tensorflow(settings.use_gpu, settings.precision)
-    return render_all(settings, pairs, problems, prefix, suffix)
+    return render_all(settings, pairs, problems, prefix, suffix, use_depth)
 
 
 def check_combination(settings):
     """UsageError for arguments that do not go together."""
     if settings.orig and settings.restore_iter:
         raise UsageError("restore_iter: the released weights (orig=true) have no iterations; leave one of the two out")
-    if bool(settings.images_dir) != bool(settings.depth_dir):
-        missing = "images_dir" if settings.depth_dir else "depth_dir"
-        raise UsageError(f"{missing}: is missing; own photos are rendered with images_dir=FOLDER depth_dir=FOLDER")
+    if settings.depth_dir and not settings.images_dir:
+        raise UsageError("images_dir: is missing; own photos are rendered with images_dir=FOLDER depth_dir=FOLDER")
     if settings.images_dir and "dataset_dir" in settings.given:
         raise UsageError("images_dir: renders own photos, dataset_dir the test photos of a data set; leave one of them out")
     if settings.max_side and not settings.images_dir:
         raise UsageError("max_side: is for own photos (images_dir); those of a data set are rendered as they are")
 
 
-def find_test_photos(settings):
+def find_test_photos(settings, use_depth):
     """The test photos of the data set, without their targets where the level is too small to be measured."""
-    pairs = load_dataset.find_test_photos(settings.dataset_dir)
+    pairs = load_dataset.find_test_photos(settings.dataset_dir, use_depth)
     with_target = sum(pair.bokeh is not None for pair in pairs)
     print(f"Data: {len(pairs)} test photos in {settings.dataset_dir}, {with_target} with a target")
     if settings.level not in LEVELS_WITH_METRICS:
@@ -94,8 +95,16 @@ def find_test_photos(settings):
     return pairs
 
 
-def find_own_photos(settings):
-    """(own photos that have a depth map, list of a text for each one that has none); DataError where none has one."""
+def find_own_photos(settings, use_depth):
+    """(own photos that can be rendered, list of a text for each one that has no depth map); DataError where none has one."""
+    if not use_depth:
+        pairs, problems = load_dataset.find_own_pairs(settings.images_dir, None)[0], []
+        print(f"Data: {len(pairs)} photos in {settings.images_dir}; this network takes no depth maps")
+        say_which_are_large(pairs, settings.max_side)
+        return pairs, problems
+    if not settings.depth_dir:
+        raise DataError("this network takes depth maps: say where they are with depth_dir=FOLDER (python -m "
+                        "tools.make_depth_maps makes them)")
     pairs, without_depth = load_dataset.find_own_pairs(settings.images_dir, settings.depth_dir)
     places = " ".join(shlex.quote(f"{name}={getattr(settings, name)}") for name in ("images_dir", "depth_dir"))
     remedy = f"python -m tools.make_depth_maps model=FILE {places} makes it"
@@ -128,10 +137,10 @@ def find_weights(settings):
     return prefix, f"_level_{settings.level}_iteration_{iteration}.png"
 
 
-def render_all(settings, pairs, problems, prefix, suffix):
+def render_all(settings, pairs, problems, prefix, suffix, use_depth=True):
     """Renders and measures photo by photo. `problems` holds a text for each photo that is already known to be left out."""
     import model
-    pynet = model.build_pynet(seed=None, precision=settings.precision)
+    pynet = model.build_pynet(seed=None, precision=settings.precision, use_depth=use_depth)
     utils.restore_checkpoint(pynet.variables, prefix)
     print(f"Weights: {prefix}")
     read = functools.partial(read_photo, level=settings.level, max_side=settings.max_side)

@@ -46,6 +46,7 @@ PARAMETERS = (
     Parameter("vgg_dir", str, "vgg_pretrained/imagenet-vgg-verydeep-19.mat",
               "VGG-19 file for the content loss; none trains level 1 without it"),
     Parameter("dataset_dir", str, "ebb_dataset/", "folder with train/ and test/"),
+    Parameter("use_depth", bool, True, "false trains level 7 on photos alone; the levels after it follow it"),
     Parameter("resume", bool, False, "go on where a stopped run of the level was, with its settings"),
     Parameter("seed", int, 0, "of the first weights of level 7, and of the choice of photos and patches", 0,
               2 ** 31 - 1),
@@ -78,7 +79,8 @@ def main(argv):
             print(f"Level {settings.level} has its {settings.num_train_iters} iterations; num_train_iters=... trains on")
             return 0
         vgg_file = find_vgg19(settings)
-        train_pairs, test_pairs = load_dataset.find_training_set(settings.dataset_dir)
+        follow_checkpoint(settings, weights)
+        train_pairs, test_pairs = load_dataset.find_training_set(settings.dataset_dir, settings.use_depth)
         print(f"Data: {len(train_pairs)} training and {len(test_pairs)} test photos in {settings.dataset_dir}")
         if photos_before not in (None, fingerprint(train_pairs)):
             print(f"Note: these are not the training photos that the run had until now ({photos_before['count']} "
@@ -152,6 +154,16 @@ def inherit_settings(settings, before):
                   f"and is {getattr(settings, name)} from now on")
 
 
+def follow_checkpoint(settings, weights):
+    """Sets `use_depth` to what the network of the checkpoint takes; DataError where the command line says otherwise."""
+    takes_depth = utils.takes_depth(weights) if weights else settings.use_depth
+    if "use_depth" in settings.given and settings.use_depth != takes_depth:
+        kind = "with" if takes_depth else "without"
+        raise DataError(f"{weights}: is of a network {kind} depth maps; leave use_depth={str(settings.use_depth).lower()} out, or "
+                        "start at level 7 with it")
+    settings.use_depth = takes_depth
+
+
 def find_vgg19(settings):
     """The VGG-19 file to use, or None: level 1 is trained with it, the levels above only report its content term."""
     if settings.vgg_dir.lower() == "none":
@@ -215,7 +227,7 @@ class Level:
         vgg19 = vgg.load_vgg19(vgg_file) if vgg_file else None  # before the network, because the file may be wrong
         with strategy.scope():
             pynet = model.build_pynet(load_dataset.PATCH, load_dataset.PATCH, None if weights else settings.seed,
-                                      settings.precision)
+                                      settings.precision, settings.use_depth)
             network = model.network_for_level(pynet, settings.level)
             self.adam = Adam(trained_variables(network))
         self.variables = pynet.variables

@@ -485,6 +485,18 @@ def restore_checkpoint(variables, prefix):
         variable.assign(values[name])
 
 
+def takes_depth(prefix):
+    """Whether a checkpoint's network takes depth maps: its first kernel tells, which sees 2 x 2 pixels of 4 channels or 3.
+
+    Looks for the name and the entry of a 3 x 3 x 12 x 32 kernel in PREFIX.index, a table of uncompressed protocol buffers
+    (tensor_bundle.proto, tensor_shape.proto), which is quicker than importing TensorFlow. True where there is no such file.
+    """
+    shape = b"".join(b"\x12\x02\x08" + bytes([side]) for side in (3, 3, 12, 32))
+    entry = b"generator/Variable" + b"\x08\x01" + b"\x12" + bytes([len(shape)]) + shape  # the name, float32, the shape
+    index = _file(prefix, _SUFFIXES[1])
+    return not index.is_file() or entry not in index.read_bytes()
+
+
 def _and_others(names):
     return f" (and {len(names) - 1} others)" if len(names) > 1 else ""
 

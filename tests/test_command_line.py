@@ -21,8 +21,9 @@ DEFAULTS = {  # as the help text and the README show them
         "precision": "float32", "train_size": "4894", "eval_step": "1000", "learning_rate": "5e-05",
         "restore_iter": "last saved",
         "num_train_iters": "5000, 5000, 20000, 20000, 30000, 80000, 100000 for levels 7 ... 1",
-        "vgg_dir": "vgg_pretrained/imagenet-vgg-verydeep-19.mat", "dataset_dir": "ebb_dataset/"},
+        "vgg_dir": "vgg_pretrained/imagenet-vgg-verydeep-19.mat", "dataset_dir": "ebb_dataset/", "use_depth": "true"},
     "test_model.py": {"level": "1", "orig": "false", "restore_iter": "last saved", "use_gpu": "true",
+                      "precision": "float32",
                       "dataset_dir": "ebb_dataset/", "images_dir": "none", "depth_dir": "none", "max_side": "as they are"}}
 
 WRONG_CALLS = {  # the call, and what its one line has to say
@@ -115,7 +116,6 @@ WRONG_CALLS = {  # the call, and what its one line has to say
     "test_model.py gpu=false": ["gpu=false", "use_gpu"],
     "test_model.py dataset_dir=": ["dataset_dir=", "path"],
     "test_model.py batch_size=5": ["batch_size=5"],
-    "test_model.py images_dir=photos": ["depth_dir", "is missing"],
     "test_model.py depth_dir=depth": ["images_dir", "is missing"],
     "test_model.py images_dir=photos depth_dir=depth dataset_dir=ebb_dataset/": ["images_dir", "dataset_dir"],
     "test_model.py images_dir=photos depth_dir=": ["depth_dir=", "path"],

@@ -377,7 +377,7 @@ def test_photo_that_max_side_makes_too_small_is_named(rendering):
 
 
 @pytest.mark.parametrize("arguments, says", [
-    (["images_dir=photos"], "depth_dir: is missing"), (["depth_dir=depth"], "images_dir: is missing"),
+    (["depth_dir=depth"], "images_dir: is missing"),
     (["images_dir=photos", "depth_dir=depth", "dataset_dir=ebb_dataset"], "images_dir: .*dataset_dir"),
     (["max_side=1000"], "max_side: .*images_dir"),
     (["images_dir=photos", "depth_dir=depth", "max_side=63"], "max_side=63: .*64 or more")])

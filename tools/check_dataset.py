@@ -12,8 +12,9 @@ import load_dataset
 import utils
 from utils import DataError, Parameter
 
-PARAMETERS = (Parameter("dataset_dir", str, "ebb_dataset/", "folder with train/ and test/"),)
-USAGE = "python -m tools.check_dataset [dataset_dir=FOLDER]"
+PARAMETERS = (Parameter("dataset_dir", str, "ebb_dataset/", "folder with train/ and test/"),
+              Parameter("use_depth", bool, True, "false: without depth maps"))
+USAGE = "python -m tools.check_dataset [dataset_dir=FOLDER] [use_depth=false]"
 
 
 def main(argv):
@@ -21,19 +22,20 @@ def main(argv):
     settings = utils.parse_arguments(argv, PARAMETERS, USAGE)
     if not pathlib.Path(settings.dataset_dir).is_dir():
         raise DataError(f"{settings.dataset_dir}: no such folder")
-    problems = check_split(settings.dataset_dir, "train") + check_split(settings.dataset_dir, "test")
+    problems = [problem for split in ("train", "test")
+                for problem in check_split(settings.dataset_dir, split, settings.use_depth)]
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     print(f"{len(problems)} problem{'' if len(problems) == 1 else 's'} found" if problems else "All files are sound.")
     return 1 if problems else 0
 
 
-def check_split(dataset_dir, split):
+def check_split(dataset_dir, split, use_depth):
     """Prints the counts and sizes of a split, and returns its problems as a list of texts that name the file."""
     has_targets = (pathlib.Path(dataset_dir) / split / "bokeh").is_dir()
     if split == "test" and not has_targets:
         print("test: there is no bokeh/, so its photos can be rendered, but not serve for the metrics in training")
-    pairs, problems = load_dataset.survey(dataset_dir, split, for_training=split == "train" or has_targets)
+    pairs, problems = load_dataset.survey(dataset_dir, split, split == "train" or has_targets, use_depth)
     problems = list(problems)
     progress = utils.ProgressLine(0, len(pairs), f"{split}:")
     for done, found in enumerate(load_dataset.stream(check_pair, pairs, ahead=16), 1):

@@ -39,7 +39,7 @@ def write_thumbnails(path, photo_and_depth, result, target):
 
     Args:
       path: of the rendered picture; the sub-folder is made beside it.
-      photo_and_depth: uint8 (height, width, 4), the network's input.
+      photo_and_depth: uint8 (height, width, 4 or 3), the network's input.
       result: uint8 (height, width, 3) of any size.
       target: the same, or None.
 
@@ -51,7 +51,8 @@ def write_thumbnails(path, photo_and_depth, result, target):
     height, width = photo_and_depth.shape[:2]
     scale = min(1, LONGEST_SIDE / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    images = {"photo": photo_and_depth[..., :3], "depth": photo_and_depth[..., 3], "result": result, "target": target}
+    depth = photo_and_depth[..., 3] if photo_and_depth.shape[-1] == 4 else None
+    images = {"photo": photo_and_depth[..., :3], "depth": depth, "result": result, "target": target}
     names = {}
     for kind, image in images.items():
         if image is None:
