@@ -22,7 +22,7 @@ import numpy as np
 
 import load_dataset
 import utils
-from tools import results_page
+from tools import results_page, training_record
 from utils import DataError, Parameter, UsageError
 
 BORDER = 32  # pixels cut off on every side before the metrics
@@ -143,6 +143,10 @@ def render_all(settings, pairs, problems, prefix, suffix, use_depth=True):
     pynet = model.build_pynet(seed=None, precision=settings.precision, use_depth=use_depth)
     utils.restore_checkpoint(pynet.variables, prefix)
     print(f"Weights: {prefix}")
+    iteration = None if settings.orig else utils.iteration_of(prefix)
+    card = training_record.card_text(settings.level, iteration)
+    if card:
+        print(card)
     read = functools.partial(read_photo, level=settings.level, max_side=settings.max_side)
     render = make_renderer(model.network_for_level(pynet, settings.level), settings.level)
     finish = functools.partial(finish_photo, suffix=suffix)
@@ -158,8 +162,10 @@ def render_all(settings, pairs, problems, prefix, suffix, use_depth=True):
             print(f"{number}/{len(pairs)} {result_text(result)}", flush=True)
     finally:  # a run that is stopped shows what it has
         if results:
-            show_page(page_heading(settings, prefix), results, problems, total)
-    print_means([result.metrics for result in results])
+            show_page(page_heading(settings, prefix) | ({"Training": card} if card else {}), results, problems, total)
+    means = mean_metrics([result.metrics for result in results])
+    if iteration and means:
+        record_means(settings.level, iteration, means)
     if len(results) < total:
         print(f"error: {total - len(results)} of {total} photos could not be rendered", file=sys.stderr)
     return 1 if problems else 0
@@ -323,17 +329,28 @@ def metrics_text(values):
     return ", ".join(text)
 
 
-def print_means(found):
-    """The means over the photos that have a target."""
+def mean_metrics(found):
+    """Prints and returns the means over the photos that have a target; {} where none has."""
     measured = [values for values in found if values]
     if not measured:
         print(f"{len(found)} photos rendered, none measured")
-        return
+        return {}
     means = {}
     for name in METRICS:
         known = [values[name] for values in measured if not math.isnan(values[name])]
         means[name] = float(np.mean(known)) if known else math.nan
     print(f"mean of {len(measured)} photos: {metrics_text(means)}")
+    return means
+
+
+def record_means(level, iteration, means):
+    """Adds the means to the level's curves."""
+    above = (training_record.read_card(level) or {}).get("iterations_above", 0)
+    folder = training_record.CURVES / f"level_{level}" / "test"
+    try:
+        training_record.write_curves(folder, above, iteration, [], {f"full resolution/{n}": v for n, v in means.items()}, [])
+    except (OSError, DataError) as error:
+        utils.warn(str(error))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import os
 import pathlib
 import signal
 import sys
+import time
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from PIL import Image
 
 import load_dataset
 import utils
+from tools import training_record
 from utils import DataError, Parameter, UsageError
 
 DEFAULT_ITERATIONS = {7: 5000, 6: 5000, 5: 20000, 4: 20000, 3: 30000, 2: 80000, 1: 100000}  # the paper's schedule
@@ -64,6 +66,9 @@ class Run:
     losses: list = dataclasses.field(default_factory=list)  # of the iterations since the last evaluation
     loss_scale: float = FIRST_LOSS_SCALE  # of precision=float16
     steps_at_scale: int = 0  # iterations since the loss scale last changed
+    name: str = "run_1"  # of its curves
+    start: str = ""  # from what, in words
+    iterations_above: int = 0  # that the levels above were trained
     checkpoints: list = dataclasses.field(default_factory=list)  # iterations of those that this run has written
 
 
@@ -118,12 +123,15 @@ def find_start(settings):
               "anew. Its first checkpoint replaces that state, and checkpoints of the same iterations are replaced too")
     if settings.num_train_iters is None:
         settings.num_train_iters = DEFAULT_ITERATIONS[level]
+    name = training_record.next_run(level)
     if level == 7:
         print("Level 7 starts from random weights")
-        return Run(), None, None
+        return Run(name=name, start="from random weights"), None, None
     prefix, iteration = utils.find_checkpoint(level + 1, settings.restore_iter)
     print(f"Level {level} starts from level {level + 1}, iteration {iteration} ({prefix})")
-    return Run(), prefix, None
+    run = Run(name=name, start=f"from level {level + 1}, iteration {iteration}",
+              iterations_above=training_record.iterations_above(level, iteration))
+    return run, prefix, None
 
 
 def is_done(settings, run):
@@ -241,11 +249,13 @@ class Level:
         self.evaluation_step = make_evaluation_step(network, settings.level, vgg19)
         self.damaged_test_photos = load_dataset.DamagedPhotos(len(test_pairs))
         self.state_iteration = run.iteration  # of the state on the disk, 0 while there is none of this run
+        self.clock = Clock()
 
     def next_batch(self, batches):
         """The next batch; where there can be none because too many photos are damaged, the state is saved first."""
         try:
-            return next(batches)
+            with self.clock.waiting():
+                return next(batches)
         except DataError:
             self.save_for_stop(saved=True)
             raise
@@ -368,13 +378,21 @@ class Level:
         if self.worker.index:
             run.losses, run.evaluated = [], True
             return
-        test = evaluate_and_show(self.evaluation_step, self.test_pairs, self.damaged_test_photos, self.settings,
+        speed = self.clock.read(len(run.losses))
+        test, crops = evaluate_and_show(self.evaluation_step, self.test_pairs, self.damaged_test_photos, self.settings,
                                  run.iteration, self.division.largest_piece(), stop)
         if test is None:
             return
         line = log_line(run.iteration, np.mean(run.losses) if run.losses else math.nan, test)
         utils.say(line)
         attempt(append_to_log, line)
+        scalars = {"loss/test": test["loss"]} | {f"test/{name}": test[name] for name in LOGGED_METRICS if name in test}
+        scalars |= speed | {"learning_rate": self.settings.learning_rate, "device_memory_bytes": training_record.device_memory()}
+        attempt(training_record.write_curves, training_record.CURVES / f"level_{self.settings.level}" / run.name,
+                run.iterations_above, run.iteration, run.losses, scalars, crops)
+        attempt(training_record.write_card, self.settings.level, run.iteration, test, inherited(self.settings),
+                {"training": len(self.train_pairs), "test": len(self.test_pairs)}, run.start, run.iterations_above)
+        self.clock.restart()
         run.losses, run.evaluated = [], True
         if run.iteration and self.is_on_disk():
             attempt(utils.write_notes, utils.resume_prefix(self.settings.level), self.notes())
@@ -390,7 +408,7 @@ class Level:
         """Text that is the same for all workers if they train the same; their files may lie in different folders."""
         settings = {name: value for name, value in inherited(self.settings).items() if not name.endswith("_dir")}
         start = pathlib.Path(f"{self.weights}.index").read_bytes() if self.weights else b""  # has checksums of all weights
-        return repr((self.settings.level, self.run, settings, fingerprint(self.train_pairs), hashlib.sha256(start).digest()))
+        return repr((self.settings.level, self.run.iteration, settings, fingerprint(self.train_pairs), hashlib.sha256(start).digest()))
 
     def say_disk_space(self):
         """Says how much disk the checkpoints of the level can take, and warns where there is less."""
@@ -426,6 +444,28 @@ def check_agreement(strategy, worker, text):
     if len(set(strategy.gather(own, axis=0).numpy())) > 1:
         raise DataError("the workers do not have the same arguments, photos and checkpoints: give all of them the same "
                         "arguments, and copies of (or one shared) models/ and data set")
+
+
+class Clock:
+    """How fast the iterations since `restart` were, and how long they waited for data."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self):
+        self._started, self._waited = time.monotonic(), 0.0
+
+    @contextlib.contextmanager
+    def waiting(self):
+        started = time.monotonic()
+        yield
+        self._waited += time.monotonic() - started
+
+    def read(self, iterations):
+        """{name: value} for so many iterations; nothing for none."""
+        elapsed = time.monotonic() - self._started
+        return {"speed/iterations_per_second": iterations / elapsed,
+                "speed/seconds_waiting_for_data": self._waited} if iterations else {}
 
 
 class StopSignals:
@@ -716,25 +756,27 @@ def _to_unit_range(images):
 
 
 def evaluate_and_show(evaluation_step, test_pairs, damaged, settings, iteration, piece, stop):
-    """Means of the metrics over all test patches; writes the visual crops of the first few. None where it is stopped.
+    """(means of the metrics over all test patches, visual crops of the first few), which are written too; (None, []) where it
+    is stopped.
 
     `piece` is the number of images that the device takes at a time.
     """
-    totals, count = {}, 0
+    totals, count, crops = {}, 0, []
     for batch in load_dataset.test_batches(test_pairs, settings.level, settings.batch_size, damaged):
         if stop.received:
-            return None
+            return None, []
         found, outputs = evaluate_batch(evaluation_step, batch, piece)
         for name, value in found.items():
             totals[name] = totals.get(name, 0.0) + value * len(batch.names)
         for place, parts in enumerate(zip(batch.inputs, outputs, batch.targets), count):
             if place < VISUAL_CROPS:
                 path = utils.RESULTS / f"pynet_img_{place}_level_{settings.level}_iter_{iteration}.jpg"
-                attempt(utils.write_image, path, visual_crop(*parts))
+                crops.append(visual_crop(*parts))
+                attempt(utils.write_image, path, crops[-1])
         count += len(batch.names)
     if not count:
         raise DataError("all test photos are damaged: python -m tools.check_dataset lists them")
-    return {name: total / count for name, total in totals.items()}
+    return {name: total / count for name, total in totals.items()}, crops
 
 
 def evaluate_batch(evaluation_step, batch, piece):

@@ -352,6 +352,11 @@ def checkpoint_prefix(level, iteration):
     return MODELS / f"pynet_level_{level}_iteration_{iteration}.ckpt"
 
 
+def iteration_of(prefix):
+    """The iteration in the name of a checkpoint that `checkpoint_prefix` gave."""
+    return int(re.search(r"_iteration_([0-9]+)\.ckpt$", str(prefix))[1])
+
+
 def resume_prefix(level):
     """Of the state from which the training of a level can be resumed: weights, Adam's moments and notes."""
     return MODELS / f"pynet_level_{level}_resume.ckpt"
@@ -430,9 +435,13 @@ def save_checkpoint(variables, prefix, notes=None):
 
 def write_notes(prefix, notes):
     """Writes or replaces PREFIX.json, whole or not at all."""
-    path = _file(prefix, ".json")
+    write_json(_file(prefix, ".json"), notes)
+
+
+def write_json(path, content):
+    """Writes or replaces a JSON file, whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     _to_disk(partial)
     partial.replace(path)
 
