@@ -31,7 +31,7 @@ PHOTO_SIZE = 1536, 1024  # width, height of the photos that are rendered and rea
 LEVELS = {"render": (1,), "train": (7, 3), "data": (7, 6, 5, 4, 3, 2, 1), "startup": (7, 3)}  # where no level is given
 BATCH_SIZE = {7: 4, 6: 4, 5: 2}  # of what=train, 1 for the other levels
 REPETITIONS = {"render": 7, "train": 9}
-DATA_SECONDS = 10  # for which pairs are read at each level
+DATA_SECONDS = 6  # for which pairs are read at each level
 CONVOLUTION = 256, 384, 128  # height, width and maps of the plain 3 x 3 convolution
 CONVOLUTION_REPETITIONS = 15
 

@@ -1,0 +1,55 @@
+"""tools/benchmark.py: counts operations as they are, and measures what it says; no test depends on the speed."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tools import benchmark
+
+
+def test_rendering_a_photo_of_ebb_takes_1317_gigaflop():
+    assert benchmark.operations(1, 512, 768) == pytest.approx(1.317e12, rel=1e-3)
+
+
+def test_operations_grow_with_the_number_of_pixels_and_each_level_adds_some():
+    counts = [benchmark.operations(level, 64, 64) for level in (7, 1)]
+    assert counts == sorted(counts) and counts[0] < counts[1]
+    assert benchmark.operations(7, 128, 64) == 2 * counts[0]
+
+
+def test_a_row_has_the_rate_the_limit_and_their_ratio():
+    found = {"what": "render", "result": "2.00 s", "gflops": 300.0, "best_gflops": 400.0, "peak": 1.5e9}
+    assert benchmark.row(found) == "| render | 2.00 s | 300 | 400 | 0.75 | 1.5 GB |"
+    assert benchmark.row({"what": "data", "result": "80 a second", "peak": 2e9}) == "| data | 80 a second |  |  |  | 2.0 GB |"
+
+
+def test_work_and_plain_convolution_are_measured_in_turns_without_the_first_call():
+    calls = []
+    seconds, best = benchmark.alternate(lambda: calls.append(1), "float32", 3)
+    assert len(calls) == 4 and 0 < seconds < 1 and best > 0
+
+
+def test_the_command_prints_a_markdown_table_with_machine_versions_and_date(dataset):
+    done = subprocess.run([sys.executable, "-m", "tools.benchmark", "what=data", "level=7", f"dataset_dir={dataset}"],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    machine, _, header, dashes, row = done.stdout.splitlines()
+    assert re.match(r"20\d\d-\d\d-\d\d; .*cores; Python 3\.\d+.*tensorflow 2\.", machine)
+    assert header.count("|") == dashes.count("|") == row.count("|") == 7
+    assert re.match(r"\| training pairs, level 7 \| \d+ a second, \d+ a core", row)
+
+
+def test_a_missing_data_set_ends_in_one_line_each(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "tools.benchmark", "what=data", "level=7", f"dataset_dir={tmp_path / 'none'}"],
+                          capture_output=True, text=True)
+    assert done.returncode == 1 and "no such folder" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_first_update_is_that_of_the_real_training(dataset, workplace):
+    found = benchmark.first_update(7, "float32", str(dataset), started=benchmark.time.time())
+    assert re.fullmatch(r"process start to first update, level 7, float32", found["what"])
+    assert float(found["result"].split()[0]) > 0
+    assert json.dumps(found)
