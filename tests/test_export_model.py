@@ -53,6 +53,7 @@ def network_built_once(pynet):
     with pytest.MonkeyPatch.context() as patches:
         patches.setattr(model, "build_pynet", lambda *_, **__: pynet)
         patches.setattr(utils, "start_tensorflow", lambda use_gpu: tf)
+        patches.setattr(utils, "restore_checkpoint", lambda *_: None)  # the network has these weights
         yield
 
 

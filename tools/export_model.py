@@ -215,7 +215,7 @@ def write_saved_model(model, folder):
     def render(photo, depth):
         return model({"photo": photo, "depth": depth}, training=False)
 
-    save_function(model, render, folder, images=None)
+    save_function(render, model, folder, variables=[variable.value for variable in model.variables])
 
 
 def write_tflite(model, path, precision):
@@ -228,7 +228,7 @@ def write_tflite(model, path, precision):
         return model.stateless_call(weights, [], {"photo": photo, "depth": depth}, training=False)[0]
 
     saved_model = path.with_name(path.name + ".saved_model")
-    save_function(model, render, saved_model, images=1)
+    save_function(render, model, saved_model, images=1)
     converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model))
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     if precision == "float16":
@@ -238,11 +238,14 @@ def write_tflite(model, path, precision):
     path.write_bytes(converter.convert())
 
 
-def save_function(model, render, folder, images):
-    """Writes render(photo, depth) as a SavedModel, for so many images (None: any number) of the size that `model` takes."""
+def save_function(render, model, folder, images=None, variables=()):
+    """Writes render(photo, depth) as a SavedModel, with the tf.Variables that it uses.
+
+    It takes the sizes that `model` takes, and so many images, or any number (None).
+    """
     import tensorflow as tf
     module = tf.Module()
-    module.model = model  # whose variables are saved with it
+    module.weights = list(variables)
     module.render = tf.function(render, autograph=False, input_signature=[
         tf.TensorSpec([images, *model.input[name].shape[1:]], tf.float32, name=name) for name in ("photo", "depth")])
     tf.saved_model.save(module, str(folder), signatures=module.render)
