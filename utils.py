@@ -118,7 +118,8 @@ def _unknown_argument(argument, known):
 def _parse_value(parameter, text):
     if isinstance(parameter.kind, tuple):
         if text.lower() not in parameter.kind:
-            raise UsageError(f"{parameter.name}={text}: is to be {' or '.join(parameter.kind)} ({parameter.meaning})")
+            words = f"{', '.join(parameter.kind[:-1])} or {parameter.kind[-1]}"
+            raise UsageError(f"{parameter.name}={text}: is to be {words} ({parameter.meaning})")
         return text.lower()
     try:
         value = _CONVERSIONS[parameter.kind](text)

@@ -308,5 +308,5 @@ def test_a_precision_that_the_processor_emulates_is_known(features, precision, f
 @pytest.mark.parametrize("script", [train_model, test_model])
 def test_precision_is_one_of_three_words(script):
     for words in ("half", "float64", "16", ""):
-        with pytest.raises(UsageError, match="precision=.* float32 or bfloat16 or float16"):
+        with pytest.raises(UsageError, match="precision=.* float32, bfloat16 or float16"):
             utils.parse_arguments([f"precision={words}"], script.PARAMETERS, script.USAGE)

@@ -201,12 +201,19 @@ def test_ctrl_c_leaves_nothing(released_weights, call, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments, told", [
-    (["format=onnx"], "saved_model, tflite, keras"), (["precision=int8"], "float32, float16"),
+    (["format=onnx"], "saved_model, tflite or keras"), (["precision=int8"], "float32 or float16"),
     (["precision=float16"], "tflite"), (["height=64"], "width"), (["height=31", "width=64"], "height=31"),
     (["format=keras"], "keras"), (["orig=true", "restore_iter=3"], "restore_iter"), (["level=8"], "level=8")])
 def test_wrong_arguments_are_told_at_once(workplace, call, arguments, told):
     done = call(export_model, "out=pynet", *arguments)
     assert done.status == 2 and told in done.err and done.err.count("\n") == 1
+
+
+def test_a_network_without_depth_maps_is_not_exported_and_told(workplace, call, monkeypatch):
+    monkeypatch.setattr(utils, "find_original", lambda: "prefix")
+    monkeypatch.setattr(utils, "takes_depth", lambda prefix: False)
+    done = call(export_model, "orig=true", "out=pynet")
+    assert done.status == 1 and "without depth maps" in done.err
 
 
 def test_out_is_obligatory(workplace, call):

@@ -31,8 +31,8 @@ PARAMETERS = (
     Parameter("level", int, 1, "level to export", 1, 7),
     Parameter("orig", bool, False, "use the released weights in models/original/"),
     Parameter("restore_iter", int, None, "iteration of the level to use", 1, default_text="last saved"),
-    Parameter("format", str, "saved_model", "saved_model, tflite or keras"),
-    Parameter("precision", str, "float32", "float32, or float16 to store the weights of a tflite file in half the space"),
+    Parameter("format", FORMATS, "saved_model", "saved_model, tflite or keras"),
+    Parameter("precision", PRECISIONS, "float32", "float32, or float16 to store the weights of a tflite file in half the space"),
     Parameter("height", int, None, "of the inputs in pixels, half the photo's", SMALLEST_SIDE, 8192, default_text="any"),
     Parameter("width", int, None, "of the inputs in pixels, half the photo's", SMALLEST_SIDE, 8192, default_text="any"),
     Parameter("out", str, utils.REQUIRED, "file to write (a folder for saved_model); must not exist"),
@@ -64,10 +64,7 @@ def main(argv):
 
 
 def check(settings):
-    """UsageError where arguments are none of the choices, or exclude each other."""
-    for name, choices in (("format", FORMATS), ("precision", PRECISIONS)):
-        if getattr(settings, name) not in choices:
-            raise UsageError(f"{name}={getattr(settings, name)}: is to be one of {', '.join(choices)}")
+    """UsageError where arguments exclude each other."""
     if settings.precision == "float16" and settings.format != "tflite":
         raise UsageError(f"precision=float16: is for format=tflite; {settings.format} keeps float32")
     if (settings.height is None) != (settings.width is None):
@@ -81,6 +78,8 @@ def check(settings):
 def restore(level, prefix):
     """The network of a level with the weights of a checkpoint."""
     import model
+    if not utils.takes_depth(prefix):
+        raise DataError(f"{prefix}: is of a network without depth maps (use_depth=false); only those with can be exported")
     pynet = model.build_pynet(seed=None)
     utils.restore_checkpoint(pynet.variables, prefix)
     return model.network_for_level(pynet, level)
@@ -96,7 +95,7 @@ def with_photo_and_depth(network, level, height=None, width=None, for_tflite=Fal
       network: what `model.network_for_level` returned.
       level: 1-7.
       height, width: of the inputs in pixels, None for any.
-      for_tflite: normalise with operations on four axes, which phone GPUs take (`four_axes`). Not a built-in layer.
+      for_tflite: normalise with operations on four axes, which phone GPUs take. Not a built-in layer.
 
     Returns:
       A `keras.Model` with the inputs `photo` (images, height, width, 3) and `depth` (images, height, width, 1), float32,
@@ -106,8 +105,7 @@ def with_photo_and_depth(network, level, height=None, width=None, for_tflite=Fal
     photo = keras.Input((height, width, 3), name="photo")
     depth = keras.Input((height, width, 1), name="depth")
     features = keras.Model(network.get_layer("space_to_depth").output, network.output, name="pynet")
-    if for_tflite:
-        features = four_axes(features)
+    features = rebuilt(features, four_axes_normalisation() if for_tflite else keras.layers.GroupNormalization.from_config)
     x = keras.ops.concatenate([photo, depth], axis=-1) / 255.0
     y = features(space_to_depth(pad(x)))
     y = keras.ops.clip(cut_back(y, x, level), 0.0, 1.0)
@@ -166,16 +164,32 @@ def _count(pixels):
     return ops.cumsum(ops.ones_like(pixels, dtype="int32")) - 1
 
 
-def four_axes(features):
-    """A copy whose instance normalisations are `InstanceNormalization`s, with the same weights.
+def rebuilt(features, normalisation):
+    """A copy with the same weights, whose instance normalisations are what normalisation(configuration) gives: that of
+    model.py is a layer of its own, which Keras could not load elsewhere."""
+    from tensorflow import keras
 
-    Keras' GroupNormalization works on a fifth axis for its groups, which TFLite's GPU delegate does not take.
-    """
+    def copy(layer):
+        if isinstance(layer, keras.layers.GroupNormalization):
+            return normalisation(layer.get_config())
+        return layer.__class__.from_config(layer.get_config())
+
+    copied = keras.models.clone_model(features, clone_function=copy)
+    copied.set_weights(features.get_weights())
+    return copied
+
+
+def four_axes_normalisation():
+    """Makes instance normalisations from a configuration of Keras' GroupNormalization, which works on a fifth axis for its
+    groups. TFLite's GPU delegate takes four."""
     from tensorflow import keras
     from keras import ops
-    from model import INSTANCE_NORM_EPSILON
 
     class InstanceNormalization(keras.layers.Layer):
+        def __init__(self, name, epsilon):
+            super().__init__(name=name)
+            self.epsilon = epsilon
+
         def build(self, shape):
             self.gamma = self.add_weight(name="gamma", shape=shape[-1:])
             self.beta = self.add_weight(name="beta", shape=shape[-1:])
@@ -184,16 +198,9 @@ def four_axes(features):
             mean = ops.mean(x, axis=(1, 2), keepdims=True)
             centred = x - mean
             variance = ops.mean(centred * centred, axis=(1, 2), keepdims=True)
-            return centred * (ops.rsqrt(variance + INSTANCE_NORM_EPSILON) * self.gamma) + self.beta
+            return centred * (ops.rsqrt(variance + self.epsilon) * self.gamma) + self.beta
 
-    def copy(layer):
-        if isinstance(layer, keras.layers.GroupNormalization):
-            return InstanceNormalization(name=layer.name)
-        return layer.__class__.from_config(layer.get_config())
-
-    copied = keras.models.clone_model(features, clone_function=copy)
-    copied.set_weights(features.get_weights())
-    return copied
+    return lambda configuration: InstanceNormalization(configuration["name"], configuration["epsilon"])
 
 
 # The files -----------------------------------------------------------------------------------------------------------
