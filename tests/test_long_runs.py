@@ -58,11 +58,11 @@ def falling(network, iteration):
     return 1 / iteration
 
 
-def test_a_run_killed_at_20_moments_ends_with_the_bytes_of_one_that_was_never_stopped(tmp_path):
-    done = subprocess.run([sys.executable, REPOSITORY / "tests/killed_runs.py", tmp_path, "20"], capture_output=True,
+def test_a_run_killed_at_10_moments_ends_with_the_bytes_of_one_that_was_never_stopped(tmp_path):
+    done = subprocess.run([sys.executable, REPOSITORY / "tests/killed_runs.py", tmp_path, "10"], capture_output=True,
                           text=True, timeout=1500)
-    assert done.stdout.endswith("20 kills, the last files are the same\n"), done.stdout + done.stderr
-    assert done.stdout.count(".ckpt.writing") >= 4, "hardly a kill was in the middle of a save"
+    assert done.stdout.endswith("10 kills, the last files are the same\n"), done.stdout + done.stderr
+    assert done.stdout.count(".ckpt.writing") >= 2, "hardly a kill was in the middle of a save"
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
