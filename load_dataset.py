@@ -338,6 +338,7 @@ def _resize(image, width, height):
 
 
 OWN_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".gif", ".bmp", ".jp2", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf")
 OWN_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")  # by content; JPEG with the MPO of phones, which has a preview behind it
 OWN_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr")  # with 8 bits or 1
 GREY_16_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -400,6 +401,12 @@ def _own_files(place, suffixes, what, may_be_empty=False):
     if problems:
         raise DataError("\n  ".join(problems))
     return files
+
+
+def passed_over(images_dir):
+    """The files of a folder whose endings are those of photos in formats that are not read, such as phones' HEIC."""
+    folder = pathlib.Path(images_dir)
+    return sorted(path for path in (folder.iterdir() if folder.is_dir() else ()) if path.suffix.lower() in OTHER_SUFFIXES)
 
 
 def header_size(path):
@@ -516,6 +523,8 @@ def read_own_photo(path):
                 raise DataError(f"{path}: has the pixel format {image.mode}; save it with 8 or 16 bits, as RGB or grey")
             upright, dates = _apply_exif(image)
             photo, profile = _to_rgb(upright), upright.info.get("icc_profile")
+    except Image.DecompressionBombError:
+        raise DataError(f"{path}: has more pixels than Pillow decodes; make it smaller") from None
     except UnidentifiedImageError:
         raise DataError(f"{path}: is no JPEG, PNG, WebP or TIFF of 8 or 16 bits, or its beginning is damaged") from None
     except UNREADABLE_OWN as error:
@@ -544,6 +553,8 @@ def _to_rgb_profile(image, photo, profile):
         space = opened.profile.xcolor_space.strip()
         if space == "RGB":
             return photo, profile
+        if space == "GRAY" and image.mode in ("1", "L", "LA", "La", *GREY_16_BIT_MODES):
+            image = photo.getchannel(0)
         if image.mode == {"CMYK": "CMYK", "GRAY": "L"}.get(space):
             photo = ImageCms.profileToProfile(image, opened, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (OSError, TypeError, ValueError, ImageCms.PyCMSError):

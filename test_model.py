@@ -13,6 +13,7 @@ import filecmp
 import functools
 import itertools
 import math
+import os
 import shlex
 import sys
 import warnings
@@ -77,6 +78,9 @@ def check_combination(settings):
         raise UsageError("restore_iter: the released weights (orig=true) have no iterations; leave one of the two out")
     if settings.depth_dir and not settings.images_dir:
         raise UsageError("images_dir: is missing; own photos are rendered with images_dir=FOLDER depth_dir=FOLDER")
+    if settings.images_dir and settings.depth_dir and os.path.realpath(settings.images_dir) == os.path.realpath(
+            settings.depth_dir):
+        raise UsageError(f"depth_dir={settings.depth_dir}: is where the photos are; depth maps need a place of their own")
     if settings.images_dir and "dataset_dir" in settings.given:
         raise UsageError("images_dir: renders own photos, dataset_dir the test photos of a data set; leave one of them out")
     if settings.max_side and not settings.images_dir:
@@ -97,8 +101,12 @@ def find_test_photos(settings, use_depth):
 
 def find_own_photos(settings, use_depth):
     """(own photos that can be rendered, list of a text for each one that has no depth map); DataError where none has one."""
+    others = [f"{path}: is of a format that is not read; save it as JPEG, PNG, WebP or TIFF"
+              for path in load_dataset.passed_over(settings.images_dir)]
+    for problem in others:
+        utils.say(f"error: {problem}", file=sys.stderr)
     if not use_depth:
-        pairs, problems = load_dataset.find_own_pairs(settings.images_dir, None)[0], []
+        pairs, problems = load_dataset.find_own_pairs(settings.images_dir, None)[0], others
         print(f"Data: {len(pairs)} photos in {settings.images_dir}; this network takes no depth maps")
         say_which_are_large(pairs, settings.max_side)
         return pairs, problems
@@ -115,7 +123,7 @@ def find_own_photos(settings, use_depth):
     for problem in problems:
         utils.say(f"error: {problem}", file=sys.stderr)
     say_which_are_large(pairs, settings.max_side)
-    return pairs, problems
+    return pairs, others + problems
 
 
 def say_which_are_large(pairs, max_side):
@@ -133,6 +141,9 @@ def find_weights(settings):
     """The prefix of the checkpoint, and what the names of the results end in."""
     if settings.orig:
         return utils.find_original(), f"_level_{settings.level}_orig.png"
+    if not settings.restore_iter and not utils.saved_iterations(settings.level) and any(utils.ORIGINAL.glob("*.index")):
+        raise DataError(f"{utils.MODELS}/ holds no checkpoint of level {settings.level} of your own; orig=true uses the "
+                        "released weights")
     prefix, iteration = utils.find_checkpoint(settings.level, settings.restore_iter)
     return prefix, f"_level_{settings.level}_iteration_{iteration}.png"
 
@@ -189,7 +200,13 @@ def render_overlapped(pairs, read, render, finish):
     with concurrent.futures.ThreadPoolExecutor(FINISH_BEHIND) as pool:
         finishing = collections.deque()
         for pair, scene in load_dataset.stream(lambda pair: (pair, read(pair)), pairs, READ_AHEAD):
-            image = None if isinstance(scene, DataError) else render(scene.input, scene.size)
+            image = None
+            if not isinstance(scene, DataError):
+                try:
+                    image = render(scene.input, scene.size)
+                except MemoryError:
+                    scene = DataError(f"{pair.photo}: does not fit into the device's memory; use_gpu=false renders on the CPU, "
+                                      "max_side= makes own photos smaller")
             finishing.append(pool.submit(finish, pair, scene, image))
             del scene, image
             if len(finishing) > FINISH_BEHIND:
@@ -257,7 +274,7 @@ def page_heading(settings, prefix):
     import tensorflow as tf
     photos = settings.images_dir or settings.dataset_dir
     rows = {"Weights": prefix, "Level": settings.level, "Photos": photos, "Depth maps": settings.depth_dir,
-            "Longest side": settings.max_side, "TensorFlow": tf.__version__,
+            "Longest side": settings.max_side, "Precision": settings.precision, "TensorFlow": tf.__version__,
             "Date": datetime.datetime.now().strftime("%Y-%m-%d %H:%M")}
     return {what: str(value) for what, value in rows.items() if value is not None}
 
@@ -280,7 +297,10 @@ def make_renderer(network, level):
         width, height = size
         padded = pad_by_reflection(photo, *(math.ceil(side / (2 * INPUT_MULTIPLE)) * INPUT_MULTIPLE
                                             for side in (height, width)))
-        return run_network(padded[np.newaxis])[0, :height >> (level - 1), :width >> (level - 1)].numpy()
+        try:
+            return run_network(padded[np.newaxis])[0, :height >> (level - 1), :width >> (level - 1)].numpy()
+        except tf.errors.ResourceExhaustedError:
+            raise MemoryError from None
 
     return render
 

@@ -166,6 +166,9 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 def run(main):
     """Calls main(arguments) and returns the exit status; an error is one message on stderr, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be what the terminal can show
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return main(sys.argv[1:]) or 0
     except UsageError as error:
@@ -561,8 +564,9 @@ def write_image(path, image, info=None):
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    options = {"quality": 95, "subsampling": 0} if path.suffix == ".jpg" else {"compress_level": 3}
-    data = iio.imwrite("<bytes>", image, extension=path.suffix, **options, **(info or {}))
+    suffix = path.suffix.lower()
+    options = {"quality": 95, "subsampling": 0} if suffix == ".jpg" else {"compress_level": 3}
+    data = iio.imwrite("<bytes>", image, extension=suffix, **options, **(info or {}))
     try:
         partial.write_bytes(data)
         partial.replace(path)

@@ -230,6 +230,8 @@ def first_update(level, precision, dataset_dir, started):
                           "vgg_dir=none"])
     except Done:
         seconds = time.time() - started
+    finally:
+        train_model.Level.update = update
     return {"what": f"process start to first update, level {level}, {precision}", "result": f"{seconds:.1f} s"}
 
 

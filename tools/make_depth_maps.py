@@ -218,7 +218,9 @@ def next_command(settings):
     """What the user will want to do with the depth maps."""
     if settings.dataset_dir:
         return "python -m tools.check_dataset " + shlex.quote(f"dataset_dir={settings.dataset_dir}")
-    return "python test_model.py " + shlex.join([f"images_dir={settings.images_dir}", f"depth_dir={settings.depth_dir}"])
+    weights = [] if utils.saved_iterations(1) or not any(utils.ORIGINAL.glob("*.index")) else ["orig=true"]
+    return "python test_model.py " + shlex.join(
+        [*weights, f"images_dir={settings.images_dir}", f"depth_dir={settings.depth_dir}"])
 
 
 # The photos ----------------------------------------------------------------------------------------------------------

@@ -237,7 +237,7 @@ def draw_curve(pen, points, colour):
         line(pen, points, colour, LINE)
     if len(points) == 1 or points and (points[-1][0] - points[0][0]) / (len(points) - 1) > SPARSE:
         for x, y in points:
-            pen.circle((FINE * x, FINE * y), FINE * DOT, colour)
+            pen.ellipse([FINE * (x - DOT), FINE * (y - DOT), FINE * (x + DOT), FINE * (y + DOT)], colour)
 
 
 def write_levels(pen, stretches, baseline):

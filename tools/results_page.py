@@ -79,7 +79,7 @@ def write_page(folder, heading, results, metric_names, problems, total):
              "index.html": _page(heading, results, metric_names, problems, total)}
     for name, text in texts.items():
         with _whole(folder / name) as partial:
-            partial.write_text(text, encoding="utf-8", newline="")
+            partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
     return folder / "index.html"
 
 
@@ -148,7 +148,7 @@ def _card(number, result, shown):
                       for metric in shown if metric in result.metrics)
     keys = [number, result.name, *("" if math.isnan(value) else value
                                    for value in (result.metrics.get(metric, math.nan) for metric in shown))]
-    data = " ".join(f'data-k{place}="{html.escape(str(key))}"' for place, key in enumerate(keys))
+    data = " ".join(f'data-k{place}="{html.escape(str(1e9 if key == math.inf else key))}"' for place, key in enumerate(keys))
     return f"""<article {data}>
 <h2><a href="{_address(result.path.name)}">{name}</a> <small>{width} x {height}</small></h2>
 <div class="compare" style="aspect-ratio:{width}/{height};--ratio:{width / height:.4f}">
