@@ -651,9 +651,17 @@ def shrink(image, factor):
     return small
 
 
-@functools.cache
+_compiling = threading.Lock()
+
+
 def _compiled(function, factor, shape):
-    """The function compiled by XLA for uint8 arrays of one shape."""
+    """The function compiled by XLA for uint8 arrays of one shape, once for all threads."""
+    with _compiling:
+        return _compile(function, factor, shape)
+
+
+@functools.cache
+def _compile(function, factor, shape):
     import tensorflow as tf
     compiled = tf.function(lambda image: function(image, factor), jit_compile=True, autograph=False)
     return compiled.get_concrete_function(tf.TensorSpec(shape, tf.uint8))

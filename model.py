@@ -275,4 +275,4 @@ class InstanceNormalization(keras.layers.GroupNormalization):
 
             return x * scale + (beta - mean * scale), gradient
 
-        return normalise(tf.cast(x, self.compute_dtype), tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta))
+        return normalise(tf.cast(x, "float32"), tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta))

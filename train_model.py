@@ -80,6 +80,8 @@ def main(argv):
     worker = utils.place_among_workers()
     with prepared_folders(settings.level) if worker.index == 0 else contextlib.nullcontext():
         run, weights, photos_before = find_start(settings)
+        if settings.batch_size < worker.count:
+            raise UsageError(f"batch_size={settings.batch_size}: is less than the {worker.count} workers of TF_CONFIG")
         if is_done(settings, run):
             print(f"Level {settings.level} has its {settings.num_train_iters} iterations; num_train_iters=... trains on")
             return 0
@@ -114,6 +116,7 @@ def find_start(settings):
         inherit_settings(settings, before)
         if settings.restore_iter:
             print(f"Note: restore_iter={settings.restore_iter} is not used, since there is a state to resume")
+        before.run.start = before.run.start or "from a run of an earlier version"
         print(f"Level {level} goes on after iteration {before.run.iteration} of {settings.num_train_iters} ({state})")
         return before.run, state, before.photos
     if settings.resume:
@@ -201,7 +204,7 @@ def train(settings, worker, run, weights, vgg_file, train_pairs, test_pairs):
         batches = load_dataset.training_batches(train_pairs, settings.level, settings.batch_size, settings.train_size,
                                                 run.iteration + 1, settings.num_train_iters, settings.seed, level.division.places)
         progress = utils.ProgressLine(run.iteration, settings.num_train_iters, f"level {settings.level}, iteration")
-        while run.iteration < settings.num_train_iters and not stop.received:
+        while run.iteration < settings.num_train_iters and not level.is_to_stop(stop):
             batch = level.next_batch(batches)
             level.update(batch, stop)
             progress.update(run.iteration, f"loss {run.losses[-1]:.4g}")
@@ -249,12 +252,12 @@ class Level:
         self.evaluation_step = make_evaluation_step(network, settings.level, vgg19)
         self.damaged_test_photos = load_dataset.DamagedPhotos(len(test_pairs))
         self.state_iteration = run.iteration  # of the state on the disk, 0 while there is none of this run
-        self.clock = Clock()
+        self.stop_agreed, self.clock = False, Clock()
 
     def next_batch(self, batches):
         """The next batch; where there can be none because too many photos are damaged, the state is saved first."""
         try:
-            with self.clock.waiting():
+            with self.clock.waiting_for_batch():
                 return next(batches)
         except DataError:
             self.save_for_stop(saved=True)
@@ -263,15 +266,19 @@ class Level:
     def update(self, batch, stop):
         """One iteration. DataError if the loss is NaN or infinite: such a run is lost, its checkpoints must not be."""
         run = self.run
-        value, stopped = self.take_step(batch, stop)
+        value, self.stop_agreed = self.take_step(batch, stop)
         run.iteration += 1
         run.losses.append(value)
         run.evaluated = bool(run.iteration % self.settings.eval_step and run.iteration < self.settings.num_train_iters)
-        if stopped and not stop.received:
+        if self.stop_agreed and not stop.received:
             utils.say("another worker was told to stop")
             stop.received = signal.SIGTERM
         if not math.isfinite(value):
             raise self.not_finite(f"the loss is {value} (photos {', '.join(batch.names)})")
+
+    def is_to_stop(self, stop):
+        """Whether the loop ends. Of several workers none leaves before an update has told all: they would wait for it."""
+        return self.stop_agreed if self.worker.count > 1 else stop.received
 
     def take_step(self, batch, stop):
         """The update of one iteration: (loss before it, whether any worker was told to stop).
@@ -284,16 +291,18 @@ class Level:
             while True:
                 step = self.training_step(batch.inputs, batch.targets, run.iteration + 1, bool(stop.received),
                                           run.loss_scale if self.scales_loss else 1.0)
-                if step.applied or run.loss_scale <= 1:
+                if step.applied or not math.isfinite(step.loss):
                     break
+                if run.loss_scale <= 1:
+                    raise self.not_finite("the gradients are not finite, whatever the loss scale")
                 run.loss_scale, run.steps_at_scale = run.loss_scale / 2, 0
         except tf.errors.ResourceExhaustedError:
             raise self.out_of_memory() from None
-        except tf.errors.OpError as error:
+        except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
             if self.worker.count == 1:
                 raise
-            raise DataError(f"a worker was lost after iteration {run.iteration} ({str(error).splitlines()[0]}): start all "
-                            f"workers again. {self.how_to_go_on()}") from None
+            raise DataError(f"a worker was lost after iteration {run.iteration} ({type(error).__name__}): start all workers "
+                            f"again. {self.how_to_go_on()}") from None
         run.steps_at_scale += 1
         if run.steps_at_scale == SCALE_DOUBLES_AFTER:
             run.loss_scale, run.steps_at_scale = 2 * run.loss_scale, 0
@@ -378,7 +387,7 @@ class Level:
         if self.worker.index:
             run.losses, run.evaluated = [], True
             return
-        speed = self.clock.read(len(run.losses))
+        speed = self.clock.read()
         test, crops = evaluate_and_show(self.evaluation_step, self.test_pairs, self.damaged_test_photos, self.settings,
                                  run.iteration, self.division.largest_piece(), stop)
         if test is None:
@@ -390,7 +399,7 @@ class Level:
         scalars |= speed | {"learning_rate": self.settings.learning_rate, "device_memory_bytes": training_record.device_memory()}
         attempt(training_record.write_curves, training_record.CURVES / f"level_{self.settings.level}" / run.name,
                 run.iterations_above, run.iteration, run.losses, scalars, crops)
-        attempt(training_record.write_card, self.settings.level, run.iteration, test, inherited(self.settings),
+        attempt(training_record.write_card, self.settings.level, run.iteration, test, run.name, inherited(self.settings),
                 {"training": len(self.train_pairs), "test": len(self.test_pairs)}, run.start, run.iterations_above)
         self.clock.restart()
         run.losses, run.evaluated = [], True
@@ -407,6 +416,7 @@ class Level:
     def what_workers_share(self):
         """Text that is the same for all workers if they train the same; their files may lie in different folders."""
         settings = {name: value for name, value in inherited(self.settings).items() if not name.endswith("_dir")}
+        settings["vgg_dir"] = self.settings.vgg_dir.lower() == "none"
         start = pathlib.Path(f"{self.weights}.index").read_bytes() if self.weights else b""  # has checksums of all weights
         return repr((self.settings.level, self.run.iteration, settings, fingerprint(self.train_pairs), hashlib.sha256(start).digest()))
 
@@ -429,7 +439,11 @@ def choose_strategy(worker):
     import tensorflow as tf
     if worker.count > 1:
         utils.say(f"Worker {worker.index + 1} of {worker.count}, waiting for the others")
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        try:
+            return tf.distribute.MultiWorkerMirroredStrategy()
+        except (tf.errors.OpError, RuntimeError) as error:
+            raise DataError(f"TF_CONFIG: the workers could not be connected ({str(error).splitlines()[0]}): see that the addresses "
+                            "are right, and that no earlier run still holds this worker's port") from None
     several = len(tf.config.list_logical_devices("GPU")) > 1
     return tf.distribute.MirroredStrategy() if several else tf.distribute.get_strategy()
 
@@ -447,25 +461,26 @@ def check_agreement(strategy, worker, text):
 
 
 class Clock:
-    """How fast the iterations since `restart` were, and how long they waited for data."""
+    """How fast the iterations of this process since `restart` were, and how long they waited for data."""
 
     def __init__(self):
         self.restart()
 
     def restart(self):
-        self._started, self._waited = time.monotonic(), 0.0
+        self._started, self._waited, self._batches = time.monotonic(), 0.0, 0
 
     @contextlib.contextmanager
-    def waiting(self):
+    def waiting_for_batch(self):
         started = time.monotonic()
         yield
         self._waited += time.monotonic() - started
+        self._batches += 1
 
-    def read(self, iterations):
-        """{name: value} for so many iterations; nothing for none."""
+    def read(self):
+        """{name: value}; nothing without an iteration."""
         elapsed = time.monotonic() - self._started
-        return {"speed/iterations_per_second": iterations / elapsed,
-                "speed/seconds_waiting_for_data": self._waited} if iterations else {}
+        return {"speed/iterations_per_second": self._batches / elapsed,
+                "speed/seconds_waiting_for_data": self._waited} if self._batches else {}
 
 
 class StopSignals:
@@ -581,14 +596,14 @@ class Adam:
         """Updates the variables. `iteration` is t, 1 for the first update."""
         import tensorflow as tf
         t = tf.cast(iteration, tf.float64)
-        numbers = dict(zip(("lr", "beta1", "beta2", "epsilon"), map(
-            tf.constant, (learning_rate, ADAM_BETA_1, ADAM_BETA_2, ADAM_EPSILON))))  # once, not for each variable
+        lr, beta_1, beta_2, epsilon = map(  # once, not for each variable
+            tf.constant, (learning_rate, ADAM_BETA_1, ADAM_BETA_2, ADAM_EPSILON))
         beta_1_power, beta_2_power = (tf.cast(tf.pow(tf.constant(beta, tf.float64), t), tf.float32)
                                       for beta in (ADAM_BETA_1, ADAM_BETA_2))
         for variable, (m, s), gradient in zip(self.variables, self.moments, gradients, strict=True):
             tf.raw_ops.ResourceApplyAdam(
                 var=variable.handle, m=m.handle, v=s.handle, beta1_power=beta_1_power, beta2_power=beta_2_power,
-                grad=gradient, **numbers)
+                lr=lr, beta1=beta_1, beta2=beta_2, epsilon=epsilon, grad=gradient)
 
 
 def trained_variables(network):
@@ -700,16 +715,16 @@ def make_training_step(network, level, vgg19, adam, learning_rate, division, sca
         compiled = tf.function(lambda *arguments: strategy.run(function, arguments), autograph=False, reduce_retracing=True)
         return lambda *arguments: [strategy.experimental_local_results(value)[0] for value in compiled(*arguments)]
 
-    update_at_once, add_piece, update_from_sums = map(on_devices, (update_at_once, add_piece, update_from_sums))
+    run_update, run_piece, run_sums = map(on_devices, (update_at_once, add_piece, update_from_sums))
 
     def step(inputs, targets, iteration, stop=False, loss_scale=1.0):
         iteration, stop, loss_scale = tf.constant(iteration, tf.int64), tf.constant(float(stop)), tf.constant(loss_scale)
         pieces = (_pieces_for_devices(division, parts, inputs, targets) for parts in division.rounds)
         if at_once:
-            value, stop = update_at_once(*next(pieces), stop, iteration)
+            value, stop = run_update(*next(pieces), stop, iteration)
             return Step(float(value), True, float(stop) > 0)
-        found = [add_piece(*piece, stop, loss_scale) for piece in pieces]
-        applied, = update_from_sums(iteration, loss_scale)
+        found = [run_piece(*piece, stop, loss_scale) for piece in pieces]
+        applied, = run_sums(iteration, loss_scale)
         return Step(sum(float(value) for value, _ in found), bool(applied), float(found[-1][1]) > 0)
 
     return step
@@ -780,11 +795,11 @@ def evaluate_and_show(evaluation_step, test_pairs, damaged, settings, iteration,
 
 
 def evaluate_batch(evaluation_step, batch, piece):
-    """({name: metric of the batch}, outputs): PSNR, in dB, is that of the batch's MSE; the others are means over images."""
+    """({name: metric of the batch}, outputs of the first images): PSNR, in dB, is that of the batch's MSE; the others are means."""
     found, outputs, count = {}, [], len(batch.names)
     for first in range(0, count, piece):
         means, rendered = evaluation_step(batch.inputs[first:first + piece], batch.targets[first:first + piece])
-        outputs += list(rendered.numpy())
+        outputs += [image.copy() for image in rendered.numpy()[:max(0, VISUAL_CROPS - len(outputs))]]
         for name, value in means.items():
             found[name] = found.get(name, 0.0) + float(value) * len(rendered) / count
     found["psnr"] = -10 * math.log10(found["mse"]) if found["mse"] else math.inf

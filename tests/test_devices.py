@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -189,6 +190,32 @@ def test_workers_train_together_the_first_writes_and_a_lost_one_ends_the_others_
     assert wait_for(workers, 200) == [0, 0], output(tmp_path, 0, "err")
     assert "goes on after iteration" in output(tmp_path, 0) and f"step {saved + 2} |" in output(tmp_path, 0)
     assert max(utils_saved(tmp_path)) == saved + 2
+
+
+def test_a_signal_to_one_worker_stops_all_after_the_same_iteration_with_their_state_saved(tmp_path, dataset):
+    call = [REPOSITORY / "train_model.py", "level=7", "batch_size=2", "eval_step=2", "vgg_dir=none", f"dataset_dir={dataset}"]
+    workers = two_workers([*call, "num_train_iters=5000"], tmp_path, cwd=tmp_path)
+    started = time.monotonic()
+    while not list(tmp_path.glob("models/*iteration_2.ckpt.index")) and time.monotonic() < started + 200:
+        time.sleep(0.2)
+    workers[1].terminate()
+    assert wait_for(workers, 200) == [143, 143], output(tmp_path, 0, "err")
+    stopped = re.search(r"Stopped after iteration (\d+)", output(tmp_path, 0))[1]
+    assert f"Stopped after iteration {stopped} " in output(tmp_path, 1)
+    assert f"goes on after iteration {stopped}:" in output(tmp_path, 0)
+
+
+def test_a_batch_smaller_than_the_number_of_workers_is_a_wrong_call(monkeypatch, workplace, call):
+    config = {"cluster": {"worker": ["a:1", "b:1", "c:1"]}, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    done = call(train_model, "level=7", "batch_size=2")
+    assert done.status == 2 and "batch_size=2: is less than the 3 workers of TF_CONFIG" in done.err
+
+
+def test_gradients_that_are_never_finite_end_the_run(monkeypatch, trained_pynet, workplace, dataset, call):
+    monkeypatch.setattr(train_model, "make_training_step", lambda *_: lambda *_: train_model.Step(1.0, False, False))
+    done = call(train_model, "level=7", "vgg_dir=none", "batch_size=1", "precision=float16", f"dataset_dir={dataset}")
+    assert done.status == 1 and "the gradients are not finite, whatever the loss scale" in done.err
 
 
 def utils_saved(folder):

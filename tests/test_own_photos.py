@@ -361,6 +361,28 @@ def test_single_photo_with_a_depth_map_of_any_name(rendering):
     assert result_of("a").shape == (HEIGHT, WIDTH, 3)
 
 
+def test_photos_of_formats_that_are_not_read_are_named_and_the_others_rendered(rendering):
+    add_photo("a.png")
+    for name in ("IMG_1.HEIC", "b.avif", "notes.txt"):
+        (pathlib.Path("photos") / name).write_bytes(b"whatever")
+    done = rendering()
+    assert done.status == 1 and result_of("a").shape == (HEIGHT, WIDTH, 3)
+    for name in ("IMG_1.HEIC", "b.avif"):
+        assert f"{name}: is of a format that is not read; save it as JPEG, PNG, WebP or TIFF" in done.err
+    assert "notes.txt" not in done.err
+
+
+def test_photo_that_does_not_fit_into_memory_is_named_and_the_others_are_rendered(rendering, monkeypatch):
+    def full(*_):
+        raise MemoryError
+    add_photo("a.png")
+    add_photo("b.png")
+    monkeypatch.setattr(test_model, "make_renderer", lambda *_: full)
+    done = rendering()
+    assert done.status == 1 and "Traceback" not in done.err
+    assert all(f"photos/{name}.png: does not fit into the device's memory" in done.err for name in "ab")
+
+
 def test_photo_larger_than_those_of_ebb_gets_a_notice_and_max_side_makes_it_smaller(rendering):
     add_photo("a.png", size=(1600, 80))
     add_photo("b.png")
@@ -379,6 +401,7 @@ def test_photo_that_max_side_makes_too_small_is_named(rendering):
 @pytest.mark.parametrize("arguments, says", [
     (["depth_dir=depth"], "images_dir: is missing"),
     (["images_dir=photos", "depth_dir=depth", "dataset_dir=ebb_dataset"], "images_dir: .*dataset_dir"),
+    (["images_dir=photos", "depth_dir=./photos/"], "depth_dir=./photos/: is where the photos are"),
     (["max_side=1000"], "max_side: .*images_dir"),
     (["images_dir=photos", "depth_dir=depth", "max_side=63"], "max_side=63: .*64 or more")])
 def test_arguments_that_do_not_go_together_are_a_wrong_call(call, workplace, arguments, says):

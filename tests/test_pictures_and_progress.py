@@ -22,6 +22,7 @@ def picture():
 
 def test_png_holds_the_very_pixels(tmp_path, picture):
     utils.write_image(tmp_path / "results" / "a.png", picture)
+    utils.write_image(tmp_path / "results" / "A.PNG", picture)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "results" / "a.png")), picture)
 
 

@@ -73,19 +73,23 @@ def test_the_card_says_how_the_model_was_made_and_testing_prints_it(training, ca
     assert card["settings"]["seed"] == 5 and card["settings"]["batch_size"] == 1 and "num_train_iters" in card["settings"]
     assert card["photos"]["training"] > 0 and card["photos"]["test"] > 0
     assert set(card["evaluations"]) == {"0", "1", "2"}
-    assert set(card["evaluations"]["2"]) == {"loss", "mse", "psnr", "l1"}
+    assert set(card["evaluations"]["2"]["metrics"]) == {"loss", "mse", "psnr", "l1"}
     assert card["versions"]["tensorflow"] == tf.__version__ and card["commit"]
     done = call(test_model, "level=7", "restore_iter=1", f"dataset_dir={dataset}")
     [line] = [line for line in done.out.splitlines() if line.startswith("Model card: ")]
     assert "level 7, iteration 1, from random weights" in line and "seed=5" in line and "psnr" in line
     assert "seed=5" in (utils.FULL_RESOLUTION / "index.html").read_text()
 
+    assert training("level=7", "eval_step=1", "num_train_iters=3", "resume=true", "learning_rate=1e-5").status == 0
+    assert "learning_rate=5e-05" in training_record.card_text(7, 2)
+    assert "learning_rate=1e-05" in training_record.card_text(7, 3)
     assert training("level=7", "eval_step=1", "num_train_iters=1", "seed=6").status == 0
     card = json.loads((utils.MODELS / "pynet_level_7.json").read_text())
     assert card["settings"]["seed"] == 6 and set(card["evaluations"]) == {"0", "1"}
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "", '{"evaluations": {}}'])
+@pytest.mark.parametrize("content", ["{", "[]", "", '{"evaluations": {}}', '{"evaluations": {"1": {}}}',
+                                     '{"evaluations": []}'])
 def test_a_damaged_card_is_passed_over(workplace, content):
     utils.MODELS.mkdir(exist_ok=True)
     training_record.card_path(3).write_text(content)
@@ -94,7 +98,7 @@ def test_a_damaged_card_is_passed_over(workplace, content):
 
 def test_testing_adds_its_means_to_the_curves_of_the_level(workplace):
     utils.MODELS.mkdir(exist_ok=True)
-    training_record.write_card(1, 10, {"loss": 1.0}, {}, {"training": 1, "test": 1}, "from level 2, iteration 5", above=100)
+    training_record.write_card(1, 10, {"loss": 1.0}, "run_1", {}, {"training": 1, "test": 1}, "from level 2, iteration 5", above=100)
     test_model.record_means(1, 10, {"PSNR": 23.5, "SSIM": 0.5, "MS-SSIM": math.nan})
     scalars, _ = curves(training_record.CURVES / "level_1/test")
     assert scalars == {"full resolution/PSNR": {110: 23.5}, "full resolution/SSIM": {110: 0.5}}

@@ -6,12 +6,10 @@ not change. The output is a Markdown table. Each row is measured by a process of
 """
 
 import datetime
-import importlib.metadata
 import json
 import os
 import pathlib
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -19,11 +17,12 @@ import tempfile
 import time
 
 import numpy as np
+import PIL
 
 import load_dataset
 import train_model
 import utils
-from tools import make_demo_dataset
+from tools import make_demo_dataset, training_record
 from utils import DataError, Parameter
 
 KINDS = ("render", "train", "data", "startup")
@@ -65,8 +64,9 @@ def main(argv):
 
 
 def machine():
-    """Processor or GPU, versions and date, on one line."""
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("tensorflow", "numpy", "pillow"))
+    """Date, processor and versions on one line. On which GPU is computed, if on one, the measured processes say."""
+    import tensorflow as tf
+    versions = f"TensorFlow {tf.__version__}, NumPy {np.__version__}, Pillow {PIL.__version__}"
     return (f"{datetime.date.today()}; {processor()}, {len(os.sched_getaffinity(0))} cores; Python "
             f"{platform.python_version()}, {versions}")
 
@@ -111,7 +111,7 @@ def measure(kind, level, precision, dataset_dir, started):
     else:
         utils.start_tensorflow(precision=precision)
         found = rendering(level, precision) if kind == "render" else training(level, precision)
-    return found | {"peak": peak_memory()}
+    return found | {"peak": training_record.device_memory()}
 
 
 def rendering(level, precision):
@@ -191,7 +191,8 @@ def operations(level, height, width):
 
 
 def reading(level, dataset_dir):
-    """Training pairs, decoded in as many threads as there are cores, while nothing else computes."""
+    """Training pairs, decoded in as many threads as there are cores, while nothing else computes; all have been read once,
+    which is when their content is checked."""
     pairs = load_dataset.find_training_pairs(dataset_dir, "train")
     utils.start_tensorflow(use_gpu=False)
     batches = load_dataset.training_batches(pairs, level, batch_size=4, train_size=len(pairs), first=1, last=10 ** 6)
@@ -233,14 +234,6 @@ def first_update(level, precision, dataset_dir, started):
     finally:
         train_model.Level.update = update
     return {"what": f"process start to first update, level {level}, {precision}", "result": f"{seconds:.1f} s"}
-
-
-def peak_memory():
-    """Bytes: of the GPU where one computes, or of the process."""
-    import tensorflow as tf
-    if tf.config.list_logical_devices("GPU"):
-        return tf.config.experimental.get_memory_info("GPU:0")["peak"]
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":

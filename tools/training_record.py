@@ -6,7 +6,6 @@
 """
 
 import datetime
-import importlib.metadata
 import json
 import math
 import pathlib
@@ -15,13 +14,13 @@ import resource
 import subprocess
 
 import numpy as np
+import PIL
 
 import utils
 from utils import DataError
 
 CURVES = utils.MODELS / "tensorboard"
 LOSSES_IN_A_POINT = 50  # of the training loss; a curve of every single one would be noise
-PACKAGES = ("tensorflow", "keras", "numpy", "pillow")
 
 
 # Curves --------------------------------------------------------------------------------------------------------------
@@ -89,24 +88,27 @@ def card_path(level):
     return utils.MODELS / f"pynet_level_{level}.json"
 
 
-def write_card(level, iteration, metrics, settings, photos, start, above):
+def write_card(level, iteration, metrics, name, settings, photos, start, above):
     """Writes or replaces the card of a level; DataError where that fails.
 
     Args:
       iteration, metrics: {name: value} of the newest evaluation; those of earlier ones are kept.
-      settings: {name: value} of the run.
+      name: of the run, as `next_run` gave it.
+      settings: {name: value} of the run; a resumed one may have other settings than before.
       photos: {"training": count, "test": count}.
       start: in words.
       above: what `iterations_above` gave.
     """
+    import tensorflow as tf
+    from tensorflow import keras
     earlier = read_card(level) or {}
-    same_run = earlier.get("settings") == settings and earlier.get("start") == start
-    evaluations = earlier.get("evaluations", {}) if same_run else {}
+    evaluations = earlier.get("evaluations", {}) if earlier.get("run") == name else {}
     card = {
-        "level": level, "iteration": iteration, "start": start, "settings": settings, "photos": photos,
-        "iterations_above": above,
-        "evaluations": evaluations | {str(iteration): metrics},
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "level": level, "iteration": iteration, "run": name, "start": start, "photos": photos, "iterations_above": above,
+        "settings": settings,
+        "evaluations": evaluations | {str(iteration): {"metrics": metrics, "settings": settings}},
+        "versions": {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__,
+                     "numpy": np.__version__, "pillow": PIL.__version__},
         "commit": commit(), "date": datetime.datetime.now().isoformat(timespec="seconds"),
     }
     utils.write_json(card_path(level), card)
@@ -123,14 +125,15 @@ def read_card(level):
 
 def card_text(level, iteration):
     """A line about the checkpoint of an iteration; None where the card does not know it."""
-    card = read_card(level) or {}
-    metrics = card.get("evaluations", {}).get(str(iteration))
-    if metrics is None:
+    card = read_card(level)
+    try:
+        evaluation = card["evaluations"][str(iteration)]
+        settings = " ".join(f"{name}={value}" for name, value in evaluation["settings"].items())
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in evaluation["metrics"].items())
+        return (f"Model card: level {level}, iteration {iteration}, {card['start']}, {card['photos']['training']} training "
+                f"photos, {settings}; in training: {metrics}; commit {card['commit']}")
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None
-    settings = " ".join(f"{name}={value}" for name, value in card["settings"].items())
-    known = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-    return (f"Model card: level {level}, iteration {iteration}, {card['start']}, {card['photos']['training']} training photos, "
-            f"{settings}; in training: {known}; commit {card['commit']}")
 
 
 def commit():
