@@ -154,7 +154,7 @@ def render_all(settings, pairs, problems, prefix, suffix, use_depth=True):
     pynet = model.build_pynet(seed=None, precision=settings.precision, use_depth=use_depth)
     utils.restore_checkpoint(pynet.variables, prefix)
     print(f"Weights: {prefix}")
-    iteration = None if settings.orig else utils.iteration_of(prefix)
+    iteration = utils.iteration_of(prefix)  # none of the released weights
     card = training_record.card_text(settings.level, iteration)
     if card:
         print(card)

@@ -303,7 +303,7 @@ class Level:
                 raise
             raise DataError(f"a worker was lost after iteration {run.iteration} ({type(error).__name__}): start all workers "
                             f"again. {self.how_to_go_on()}") from None
-        run.steps_at_scale += 1
+        run.steps_at_scale += self.scales_loss
         if run.steps_at_scale == SCALE_DOUBLES_AFTER:
             run.loss_scale, run.steps_at_scale = 2 * run.loss_scale, 0
         return step.loss, step.stopped

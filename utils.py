@@ -357,8 +357,9 @@ def checkpoint_prefix(level, iteration):
 
 
 def iteration_of(prefix):
-    """The iteration in the name of a checkpoint that `checkpoint_prefix` gave."""
-    return int(re.search(r"_iteration_([0-9]+)\.ckpt$", str(prefix))[1])
+    """The iteration in the name of a checkpoint that `checkpoint_prefix` gave; None in another name."""
+    match = re.search(r"_iteration_([0-9]+)\.ckpt$", str(prefix))
+    return int(match[1]) if match else None
 
 
 def resume_prefix(level):

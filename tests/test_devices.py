@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import load_dataset
 import model
 import test_model
 import train_model
@@ -64,7 +65,7 @@ class AdamThatKeeps(train_model.Adam):
 
 @pytest.fixture(scope="module")
 def own_pynet():
-    return model.build_pynet(seed=1)
+    return model.build_pynet(load_dataset.PATCH, load_dataset.PATCH, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -173,36 +174,35 @@ def test_a_tf_config_that_makes_no_sense_is_a_wrong_call(config, monkeypatch):
         utils.place_among_workers()
 
 
-def test_workers_train_together_the_first_writes_and_a_lost_one_ends_the_others_until_they_resume(tmp_path, dataset):
-    call = [REPOSITORY / "train_model.py", "level=7", "batch_size=2", "eval_step=2", "vgg_dir=none", f"dataset_dir={dataset}"]
-    workers = two_workers([*call, "num_train_iters=5000"], tmp_path, cwd=tmp_path)
-    started = time.monotonic()
-    while not list(tmp_path.glob("models/*iteration_4.ckpt.index")) and time.monotonic() < started + 200:
-        time.sleep(0.2)
+def test_workers_train_together_stop_together_and_end_when_one_is_lost(tmp_path, dataset):
+    call = [REPOSITORY / "train_model.py", "level=7", "batch_size=2", "eval_step=2", "vgg_dir=none", f"dataset_dir={dataset}",
+            "resume=true"]
+
+    def train_until_saved(iteration):
+        workers = two_workers([*call, "num_train_iters=5000"], tmp_path, cwd=tmp_path)
+        started = time.monotonic()
+        while max(saved_iterations(tmp_path)) < iteration and time.monotonic() < started + 200:
+            time.sleep(0.2)
+        return workers
+
+    workers = train_until_saved(2)
+    workers[1].terminate()  # tells the other one
+    assert wait_for(workers, 200) == [143, 143], output(tmp_path, 0, "err")
+    stopped = int(re.search(r"Stopped after iteration (\d+)", output(tmp_path, 0))[1])
+    assert f"Stopped after iteration {stopped} " in output(tmp_path, 1)
+    assert "step 2 |" in output(tmp_path, 0) and "step 2 |" not in output(tmp_path, 1)
+
+    workers = train_until_saved(stopped + 2 - stopped % 2)
     workers[1].kill()
     assert wait_for(workers, 200) == [1, -9], output(tmp_path, 0, "err")
     error = output(tmp_path, 0, "err")
+    assert f"goes on after iteration {stopped} " in output(tmp_path, 0)
     assert "error: a worker was lost after iteration" in error and "resume=true" in error and "Traceback" not in error
-    assert "step 4 |" in output(tmp_path, 0) and "step 4 |" not in output(tmp_path, 1)
 
-    saved = max(utils_saved(tmp_path))
-    workers = two_workers([*call, f"num_train_iters={saved + 2}", "resume=true"], tmp_path, cwd=tmp_path)
+    saved = max(saved_iterations(tmp_path))
+    workers = two_workers([*call, f"num_train_iters={saved + 2}"], tmp_path, cwd=tmp_path)
     assert wait_for(workers, 200) == [0, 0], output(tmp_path, 0, "err")
-    assert "goes on after iteration" in output(tmp_path, 0) and f"step {saved + 2} |" in output(tmp_path, 0)
-    assert max(utils_saved(tmp_path)) == saved + 2
-
-
-def test_a_signal_to_one_worker_stops_all_after_the_same_iteration_with_their_state_saved(tmp_path, dataset):
-    call = [REPOSITORY / "train_model.py", "level=7", "batch_size=2", "eval_step=2", "vgg_dir=none", f"dataset_dir={dataset}"]
-    workers = two_workers([*call, "num_train_iters=5000"], tmp_path, cwd=tmp_path)
-    started = time.monotonic()
-    while not list(tmp_path.glob("models/*iteration_2.ckpt.index")) and time.monotonic() < started + 200:
-        time.sleep(0.2)
-    workers[1].terminate()
-    assert wait_for(workers, 200) == [143, 143], output(tmp_path, 0, "err")
-    stopped = re.search(r"Stopped after iteration (\d+)", output(tmp_path, 0))[1]
-    assert f"Stopped after iteration {stopped} " in output(tmp_path, 1)
-    assert f"goes on after iteration {stopped}:" in output(tmp_path, 0)
+    assert f"goes on after iteration {saved} " in output(tmp_path, 0) and max(saved_iterations(tmp_path)) == saved + 2
 
 
 def test_a_batch_smaller_than_the_number_of_workers_is_a_wrong_call(monkeypatch, workplace, call):
@@ -218,8 +218,8 @@ def test_gradients_that_are_never_finite_end_the_run(monkeypatch, trained_pynet,
     assert done.status == 1 and "the gradients are not finite, whatever the loss scale" in done.err
 
 
-def utils_saved(folder):
-    return [int(file.name.split("_")[-1].split(".")[0]) for file in folder.glob("models/*_iteration_*.ckpt.index")]
+def saved_iterations(folder):
+    return [0] + [int(file.name.split("_")[-1].split(".")[0]) for file in folder.glob("models/*_iteration_*.ckpt.index")]
 
 
 # Memory --------------------------------------------------------------------------------------------------------------

@@ -439,7 +439,7 @@ def test_gpu_is_used_otherwise_and_its_memory_taken_as_needed(tensorflow_with_a_
 def test_use_gpu_reaches_tensorflow(place_with, call, monkeypatch):
     place_with("3")
     asked = []
-    monkeypatch.setattr(utils, "start_tensorflow", asked.append)
+    monkeypatch.setattr(utils, "start_tensorflow", lambda use_gpu, precision: asked.append(use_gpu))
     for arguments in ([], ["use_gpu=false"]):
         assert call(test_model, "level=7", *arguments).status == 0
     assert asked == [True, False]

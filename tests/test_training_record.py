@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import load_dataset
 import model
 import test_model
 import train_model
@@ -31,7 +32,7 @@ def curves(folder):
 
 @pytest.fixture(scope="module")
 def shared_pynet():
-    return model.build_pynet()
+    return model.build_pynet(load_dataset.PATCH, load_dataset.PATCH)
 
 
 @pytest.fixture
@@ -43,20 +44,21 @@ def training(monkeypatch, workplace, dataset, call, shared_pynet):
     return lambda *arguments: call(train_model, *arguments, "batch_size=1", "vgg_dir=none", f"dataset_dir={dataset}")
 
 
-def test_curves_of_two_levels_and_a_resumed_run_follow_each_other_on_one_axis(training):
-    assert training("level=7", "eval_step=60", "num_train_iters=120").status == 0
-    assert training("level=7", "resume=true", "num_train_iters=150").status == 0
+def test_curves_of_two_levels_and_a_resumed_run_follow_each_other_on_one_axis(training, monkeypatch):
+    monkeypatch.setattr(training_record, "LOSSES_IN_A_POINT", 5)
+    assert training("level=7", "eval_step=6", "num_train_iters=12").status == 0
+    assert training("level=7", "resume=true", "num_train_iters=15").status == 0
     assert training("level=6", "eval_step=2", "num_train_iters=4").status == 0
 
     scalars, pictures = curves(training_record.CURVES / "level_7/run_1")
-    assert scalars["loss/training"] == {10: 5.5, 60: 35.5, 70: 65.5, 120: 95.5, 150: 135.5}
-    assert set(scalars["loss/test"]) == set(scalars["test/psnr"]) == {0, 60, 120, 150}
-    assert set(scalars["speed/iterations_per_second"]) == set(scalars["speed/seconds_waiting_for_data"]) == {60, 120, 150}
+    assert scalars["loss/training"] == {1: 1, 6: 4, 7: 7, 12: 10, 15: 14}
+    assert set(scalars["loss/test"]) == set(scalars["test/psnr"]) == {0, 6, 12, 15}
+    assert set(scalars["speed/iterations_per_second"]) == set(scalars["speed/seconds_waiting_for_data"]) == {6, 12, 15}
     assert list(scalars["learning_rate"].values()) == pytest.approx([5e-5] * 4)
     assert min(scalars["device_memory_bytes"].values()) > 1e8
-    assert pictures == {"input, output, target": [0, 60, 120, 150]}
+    assert pictures == {"input, output, target": [0, 6, 12, 15]}
     scalars, _ = curves(training_record.CURVES / "level_6/run_1")
-    assert set(scalars["loss/test"]) == {150, 152, 154} and scalars["loss/training"] == {152: 1.5, 154: 3.5}
+    assert set(scalars["loss/test"]) == {15, 17, 19} and scalars["loss/training"] == {17: 1.5, 19: 3.5}
     assert "content" not in " ".join(scalars)
 
 

@@ -27,12 +27,12 @@ LOSSES_IN_A_POINT = 50  # of the training loss; a curve of every single one woul
 
 
 def next_run(level):
-    """The name of the curves of a run that starts anew: run_1, run_2 ..."""
-    folder = CURVES / f"level_{level}"
-    number = 1
-    while (folder / f"run_{number}").exists():
-        number += 1
-    return f"run_{number}"
+    """The name of the curves of a run that starts anew: run_1, run_2 ... One that never came to an update does not count."""
+    card = read_card(level) or {}
+    try:
+        return f"run_{int(card['run'].removeprefix('run_')) + (card['iteration'] > 0)}"
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return "run_1"
 
 
 def iterations_above(level, restored):
