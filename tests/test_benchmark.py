@@ -36,8 +36,9 @@ def test_the_command_prints_a_markdown_table_with_machine_versions_and_date(data
     done = subprocess.run([sys.executable, "-m", "tools.benchmark", "what=data", "level=7", f"dataset_dir={dataset}"],
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    machine, _, header, dashes, row = done.stdout.splitlines()
-    assert re.match(r"20\d\d-\d\d-\d\d; .*cores; Python 3\.\d+.*tensorflow 2\.", machine)
+    device, machine, _, header, dashes, row = done.stdout.splitlines()
+    assert device.startswith("Computing on")
+    assert re.match(r"20\d\d-\d\d-\d\d; .*cores; Python 3\.\d+.*TensorFlow 2\.", machine)
     assert header.count("|") == dashes.count("|") == row.count("|") == 7
     assert re.match(r"\| training pairs, level 7 \| \d+ a second, \d+ a core", row)
 

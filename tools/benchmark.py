@@ -50,6 +50,7 @@ def main(argv):
         print(json.dumps(measure(**json.loads(argv[1]))))
         return 0
     settings = utils.parse_arguments(argv, PARAMETERS, USAGE)
+    utils.start_tensorflow(precision=settings.precision)
     print(machine(), "", "| what | time or rate | GFLOP/s | plain convolution, GFLOP/s | fraction | peak memory |",
           "|---|---|---|---|---|---|", sep="\n", flush=True)
     kinds = [settings.what] if settings.what else KINDS
@@ -64,7 +65,7 @@ def main(argv):
 
 
 def machine():
-    """Date, processor and versions on one line. On which GPU is computed, if on one, the measured processes say."""
+    """Date, processor and versions on one line."""
     import tensorflow as tf
     versions = f"TensorFlow {tf.__version__}, NumPy {np.__version__}, Pillow {PIL.__version__}"
     return (f"{datetime.date.today()}; {processor()}, {len(os.sched_getaffinity(0))} cores; Python "
