@@ -180,7 +180,7 @@ def _size_text(size):
 
 
 def load_input(pair):
-    """The network's input for a whole photo: uint8 (height / 2, width / 2, 4), RGB and depth, 0-255; RGB alone without depth.
+    """The network's input for a whole photo: uint8 (height / 2, width / 2, 4), 0-255, RGB and depth (or RGB alone).
 
     The photo is halved with Pillow's bicubic filter, odd sizes are rounded down. DataError names a damaged file.
     """
@@ -364,7 +364,8 @@ def find_own_photos(images_dir):
 
 
 def find_own_pairs(images_dir, depth_dir):
-    """The photos of `images_dir` with their depth maps, and the paths of those that have none; depth_dir=None: none needs one.
+    """The photos of `images_dir` with their depth maps, and the paths of those that have none. With None as `depth_dir` none
+    needs one.
 
     Each of the two is a folder or a single file; the depth map has the photo's name, but for the suffix (that of a single
     photo may be any file). Returns ([`Pair` with neither target nor size], [path]). DataError as in `find_own_photos`,

@@ -40,8 +40,8 @@ def build_pynet(height=None, width=None, seed=0, precision="float32", use_depth=
       use_depth: whether the input has the depth map. Only the kernels of the first convolution depend on it.
 
     Returns:
-      A `PyNET`. Its input is float32 (images, height, width, 4): RGB and depth in [0, 1]; or 3: RGB alone. Its outputs are float32
-      (images, height / s, width / s, 3) with s = 2^(level - 2), in (-0.08, 1.08).
+      A `PyNET`. Its input is float32 (images, height, width, 4): RGB and depth in [0, 1]; or 3: RGB alone. Its outputs are
+      float32 (images, height / s, width / s, 3) with s = 2^(level - 2), in (-0.08, 1.08).
     """
     name = "photo_and_depth" if use_depth else "photo"
     with _policy(precision):

@@ -205,8 +205,8 @@ def render_overlapped(pairs, read, render, finish):
                 try:
                     image = render(scene.input, scene.size)
                 except MemoryError:
-                    scene = DataError(f"{pair.photo}: does not fit into the device's memory; use_gpu=false renders on the CPU, "
-                                      "max_side= makes own photos smaller")
+                    scene = DataError(f"{pair.photo}: does not fit into the device's memory; use_gpu=false renders on the "
+                                      "CPU, max_side= makes own photos smaller")
             finishing.append(pool.submit(finish, pair, scene, image))
             del scene, image
             if len(finishing) > FINISH_BEHIND:

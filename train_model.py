@@ -170,7 +170,8 @@ def follow_checkpoint(settings, weights):
     takes_depth = utils.takes_depth(weights) if weights else settings.use_depth
     if "use_depth" in settings.given and settings.use_depth != takes_depth:
         kind = "with" if takes_depth else "without"
-        raise DataError(f"{weights}: is of a network {kind} depth maps; leave use_depth={str(settings.use_depth).lower()} out, or "
+        given = str(settings.use_depth).lower()
+        raise DataError(f"{weights}: is of a network {kind} depth maps; leave use_depth={given} out, or "
                         "start at level 7 with it")
     settings.use_depth = takes_depth
 
@@ -202,7 +203,8 @@ def train(settings, worker, run, weights, vgg_file, train_pairs, test_pairs):
         if not run.evaluated:
             level.evaluate(stop)
         batches = load_dataset.training_batches(train_pairs, settings.level, settings.batch_size, settings.train_size,
-                                                run.iteration + 1, settings.num_train_iters, settings.seed, level.division.places)
+                                                run.iteration + 1, settings.num_train_iters, settings.seed,
+                                                level.division.places)
         progress = utils.ProgressLine(run.iteration, settings.num_train_iters, f"level {settings.level}, iteration")
         while run.iteration < settings.num_train_iters and not level.is_to_stop(stop):
             batch = level.next_batch(batches)
@@ -312,8 +314,8 @@ class Level:
         """The error that names what would need less memory."""
         full, images = f"the device's memory is full at level {self.settings.level}", self.division.largest_piece()
         if images > 1:
-            return DataError(f"{full} with {images} images at a time: try micro_batch={images // 2}, which is the same training "
-                             "in smaller pieces")
+            return DataError(f"{full} with {images} images at a time: try micro_batch={images // 2}, which is the same "
+                             "training in smaller pieces")
         if self.settings.precision == "float32":
             return DataError(f"{full} with one image at a time: try precision=bfloat16 or float16, which takes about half")
         return DataError(f"{full} with one image at a time: a device with more memory is needed, or all of this one's")
@@ -396,7 +398,8 @@ class Level:
         utils.say(line)
         attempt(append_to_log, line)
         scalars = {"loss/test": test["loss"]} | {f"test/{name}": test[name] for name in LOGGED_METRICS if name in test}
-        scalars |= speed | {"learning_rate": self.settings.learning_rate, "device_memory_bytes": training_record.device_memory()}
+        scalars |= speed | {"learning_rate": self.settings.learning_rate,
+                            "device_memory_bytes": training_record.device_memory()}
         attempt(training_record.write_curves, training_record.CURVES / f"level_{self.settings.level}" / run.name,
                 run.iterations_above, run.iteration, run.losses, scalars, crops)
         attempt(training_record.write_card, self.settings.level, run.iteration, test, run.name, inherited(self.settings),
@@ -418,7 +421,8 @@ class Level:
         settings = {name: value for name, value in inherited(self.settings).items() if not name.endswith("_dir")}
         settings["vgg_dir"] = self.settings.vgg_dir.lower() == "none"
         start = pathlib.Path(f"{self.weights}.index").read_bytes() if self.weights else b""  # has checksums of all weights
-        return repr((self.settings.level, self.run.iteration, settings, fingerprint(self.train_pairs), hashlib.sha256(start).digest()))
+        return repr((self.settings.level, self.run.iteration, settings, fingerprint(self.train_pairs),
+                     hashlib.sha256(start).digest()))
 
     def say_disk_space(self):
         """Says how much disk the checkpoints of the level can take, and warns where there is less."""
@@ -442,8 +446,8 @@ def choose_strategy(worker):
         try:
             return tf.distribute.MultiWorkerMirroredStrategy()
         except (tf.errors.OpError, RuntimeError) as error:
-            raise DataError(f"TF_CONFIG: the workers could not be connected ({str(error).splitlines()[0]}): see that the addresses "
-                            "are right, and that no earlier run still holds this worker's port") from None
+            raise DataError(f"TF_CONFIG: the workers could not be connected ({str(error).splitlines()[0]}): see that the "
+                            "addresses are right, and that no earlier run still holds this worker's port") from None
     several = len(tf.config.list_logical_devices("GPU")) > 1
     return tf.distribute.MirroredStrategy() if several else tf.distribute.get_strategy()
 
@@ -771,8 +775,8 @@ def _to_unit_range(images):
 
 
 def evaluate_and_show(evaluation_step, test_pairs, damaged, settings, iteration, piece, stop):
-    """(means of the metrics over all test patches, visual crops of the first few), which are written too; (None, []) where it
-    is stopped.
+    """(means of the metrics over all test patches, visual crops of the first few), which are written too; (None, [])
+    where it is stopped.
 
     `piece` is the number of images that the device takes at a time.
     """
@@ -795,7 +799,10 @@ def evaluate_and_show(evaluation_step, test_pairs, damaged, settings, iteration,
 
 
 def evaluate_batch(evaluation_step, batch, piece):
-    """({name: metric of the batch}, outputs of the first images): PSNR, in dB, is that of the batch's MSE; the others are means."""
+    """({name: metric of the batch}, outputs of the first images).
+
+    PSNR, in dB, is that of the batch's MSE; the others are means over images.
+    """
     found, outputs, count = {}, [], len(batch.names)
     for first in range(0, count, piece):
         means, rendered = evaluation_step(batch.inputs[first:first + piece], batch.targets[first:first + piece])

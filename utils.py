@@ -233,8 +233,8 @@ def start_tensorflow(use_gpu=True, precision="float32"):
         print("Computing on the CPU: TensorFlow sees no GPU (TF_CPP_MIN_LOG_LEVEL=0 lets it say why)")
     for device in gpus if use_gpu and gpus else [None]:
         if precision != "float32" and not computes_fast(precision, device):
-            warn(f"{device.name if device else 'this CPU'} has no arithmetic for {precision}: it emulates it, which can take "
-                 "longer than float32")
+            warn(f"{device.name if device else 'this CPU'} has no arithmetic for {precision}: it emulates it, which can "
+                 "take longer than float32")
     return tf
 
 

@@ -123,9 +123,10 @@ def two_workers(command, tmp_path, **options):
     processes = []
     for index in range(2):
         config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-        processes.append(subprocess.Popen(
-            [sys.executable, *map(str, command)], env=os.environ | {"TF_CONFIG": json.dumps(config), "PYTHONUNBUFFERED": "1"},
-            stdout=open(tmp_path / f"worker_{index}.out", "w"), stderr=open(tmp_path / f"worker_{index}.err", "w"), **options))
+        environment = os.environ | {"TF_CONFIG": json.dumps(config), "PYTHONUNBUFFERED": "1"}
+        outputs = [open(tmp_path / f"worker_{index}.{kind}", "w") for kind in ("out", "err")]
+        processes.append(subprocess.Popen([sys.executable, *map(str, command)], env=environment, stdout=outputs[0],
+                                          stderr=outputs[1], **options))
     return processes
 
 
@@ -166,7 +167,8 @@ def test_tf_config_says_which_worker_this_is(config, expected, monkeypatch):
 
 
 @pytest.mark.parametrize("config", [
-    "{", "[]", "{}", '{"cluster": {"worker": ["a:1"]}}', '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
+    "{", "[]", "{}", '{"cluster": {"worker": ["a:1"]}}',
+    '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
     '{"cluster": {"worker": ["a:1"]}, "task": {"type": "evaluator", "index": 0}}', '{"cluster": 1, "task": 2}'])
 def test_a_tf_config_that_makes_no_sense_is_a_wrong_call(config, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", config)
@@ -175,8 +177,8 @@ def test_a_tf_config_that_makes_no_sense_is_a_wrong_call(config, monkeypatch):
 
 
 def test_workers_train_together_stop_together_and_end_when_one_is_lost(tmp_path, dataset):
-    call = [REPOSITORY / "train_model.py", "level=7", "batch_size=2", "eval_step=2", "vgg_dir=none", f"dataset_dir={dataset}",
-            "resume=true"]
+    call = [REPOSITORY / "train_model.py", "level=7", "batch_size=2", "eval_step=2", "vgg_dir=none",
+            f"dataset_dir={dataset}", "resume=true"]
 
     def train_until_saved(iteration):
         workers = two_workers([*call, "num_train_iters=5000"], tmp_path, cwd=tmp_path)
@@ -238,7 +240,8 @@ def full_memory(monkeypatch, trained_pynet):
     (["batch_size=5", "micro_batch=2"], "with 2 images at a time: try micro_batch=1"),
     (["batch_size=5", "micro_batch=1"], "with one image at a time: try precision=bfloat16"),
     (["batch_size=1", "precision=bfloat16"], "a device with more memory is needed")])
-def test_full_memory_of_the_device_is_one_line_that_says_what_to_try(arguments, advice, full_memory, workplace, dataset, call):
+def test_full_memory_of_the_device_is_one_line_that_says_what_to_try(arguments, advice, full_memory, workplace, dataset,
+                                                                     call):
     done = call(train_model, "level=7", "vgg_dir=none", "num_train_iters=1", f"dataset_dir={dataset}", *arguments)
     assert done.status == 1 and done.err.strip().splitlines()[-1].startswith("error: the device's memory is full at level 7")
     assert advice in done.err
@@ -248,7 +251,8 @@ def test_full_memory_of_the_device_is_one_line_that_says_what_to_try(arguments, 
 
 
 @pytest.mark.parametrize("precision, tolerance", [("bfloat16", 0.1), ("float16", 0.02)])
-def test_lower_precision_has_float32_variables_and_outputs_and_differs_by_its_rounding(precision, tolerance, pynet, reference):
+def test_lower_precision_has_float32_variables_and_outputs_and_differs_by_its_rounding(precision, tolerance, pynet,
+                                                                                       reference):
     other = model.build_pynet(seed=None, precision=precision)
     assert list(other.variables) == list(pynet.variables)
     assert {variable.dtype for variable in other.variables.values()} == {tf.float32}
@@ -312,8 +316,8 @@ def overflowing(monkeypatch, trained_pynet):
     return scales
 
 
-def test_the_loss_scale_halves_until_the_batch_fits_doubles_later_and_is_resumed(overflowing, monkeypatch, workplace, dataset,
-                                                                                 call):
+def test_the_loss_scale_halves_until_the_batch_fits_doubles_later_and_is_resumed(overflowing, monkeypatch, workplace,
+                                                                                 dataset, call):
     monkeypatch.setattr(train_model, "SCALE_DOUBLES_AFTER", 3)
     arguments = ["level=7", "vgg_dir=none", "batch_size=1", "eval_step=2", f"dataset_dir={dataset}"]
     assert call(train_model, *arguments, "precision=float16", "num_train_iters=2").status == 0

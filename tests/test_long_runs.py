@@ -429,7 +429,8 @@ def test_the_state_holds_weights_moments_and_notes_under_tensorflow_1_names(work
     assert names["generator/Variable_62/Adam_1"] == names["generator/Variable_62/Adam"] == [3, 3, 512, 3]
     notes = json.loads(pathlib.Path(f"{utils.resume_prefix(7)}.json").read_text())
     assert notes["run"] == {"iteration": 1, "evaluated": True, "losses": [], "checkpoints": [1], "name": "run_1",
-                            "start": "from random weights", "iterations_above": 0, "loss_scale": 2.0 ** 15, "steps_at_scale": 0}
+                            "start": "from random weights", "iterations_above": 0, "loss_scale": 2.0 ** 15,
+                            "steps_at_scale": 0}
 
 
 def truncate(path):

@@ -100,7 +100,8 @@ def test_a_damaged_card_is_passed_over(workplace, content):
 
 def test_testing_adds_its_means_to_the_curves_of_the_level(workplace):
     utils.MODELS.mkdir(exist_ok=True)
-    training_record.write_card(1, 10, {"loss": 1.0}, "run_1", {}, {"training": 1, "test": 1}, "from level 2, iteration 5", above=100)
+    training_record.write_card(1, 10, {"loss": 1.0}, "run_1", {}, {"training": 1, "test": 1},
+                               "from level 2, iteration 5", above=100)
     test_model.record_means(1, 10, {"PSNR": 23.5, "SSIM": 0.5, "MS-SSIM": math.nan})
     scalars, _ = curves(training_record.CURVES / "level_1/test")
     assert scalars == {"full resolution/PSNR": {110: 23.5}, "full resolution/SSIM": {110: 0.5}}

@@ -50,7 +50,8 @@ class Panel(NamedTuple):
 
 
 PANELS = (
-    Panel("Loss (at level 1 a sum of other terms)", (("training", "training", BLUE), ("test", "test photos", VERMILION)), logarithmic=True),
+    Panel("Loss (at level 1 a sum of other terms)", (("training", "training", BLUE), ("test", "test photos", VERMILION)),
+          logarithmic=True),
     Panel("PSNR of the test photos, in dB", (("psnr", "", VERMILION),)),
     Panel("MS-SSIM of the test photos (levels 3 to 1)", (("ms-ssim", "", VERMILION),)),
 )
@@ -158,7 +159,8 @@ def summary(stretch):
     """Level 3: iterations 0 to 30000, test loss 3.1, PSNR 23.4 dB, MS-SSIM 0.91 (best PSNR 23.5 dB, iteration 29000)."""
     last = stretch.points[max(stretch.points)]
     name = "Level not known" if stretch.level is None else f"Level {stretch.level}"
-    text = f"{name}: iterations 0 to {max(stretch.points)}, test loss {last['test']:.4g}, PSNR {last.get('psnr', math.nan):.4g} dB"
+    text = (f"{name}: iterations 0 to {max(stretch.points)}, test loss {last['test']:.4g}, "
+            f"PSNR {last.get('psnr', math.nan):.4g} dB")
     if "ms-ssim" in last:
         text += f", MS-SSIM {last['ms-ssim']:.4g}"
     psnr = dict(_known(stretch, "psnr"))
