@@ -31,7 +31,7 @@ SMALLEST_FOR_SSIM = 11  # its Gaussian window
 SMALLEST_FOR_MS_SSIM = 11 * 2 ** 4  # the same window at the coarsest of five scales
 METRICS = ("PSNR", "SSIM", "MS-SSIM")
 LEVELS_WITH_METRICS = (1, 2, 3)
-EBB_SIDE = 1536  # pixels of the longer side of EBB!'s photos, on which the blur was learned
+EBB_SIDE, EBB_LONGEST_SIDE = 1536, 1700  # pixels of the longer side of EBB!'s photos, mostly and at most
 READ_AHEAD, FINISH_BEHIND = 2, 1  # photos; what waits in memory before and after the network
 
 PARAMETERS = (
@@ -129,7 +129,7 @@ def find_own_photos(settings, use_depth):
 def say_which_are_large(pairs, max_side):
     """Tells before the long wait that the blur of large photos will look small."""
     sizes = {pair.photo: load_dataset.header_size(pair.photo) for pair in pairs}
-    large = [path for path, size in sizes.items() if size and min(max(size), max_side or math.inf) > EBB_SIDE]
+    large = [path for path, size in sizes.items() if size and min(max(size), max_side or math.inf) > EBB_LONGEST_SIDE]
     if large:
         width, height = sizes[large[0]]
         others = f" (one of {len(large)} large photos)" if len(large) > 1 else ""

@@ -384,9 +384,9 @@ def test_photo_that_does_not_fit_into_memory_is_named_and_the_others_are_rendere
 
 
 def test_photo_larger_than_those_of_ebb_gets_a_notice_and_max_side_makes_it_smaller(rendering):
-    add_photo("a.png", size=(1600, 80))
+    add_photo("a.png", size=(1800, 90))
     add_photo("b.png")
-    assert re.search(r"Notice: photos/a\.png is 1600 x 80; .*1024 x 1536.* max_side=1536", rendering().out)
+    assert re.search(r"Notice: photos/a\.png is 1800 x 90; .*1024 x 1536.* max_side=1536", rendering().out)
     done = rendering("images_dir=photos", "depth_dir=depth", "max_side=1400")
     assert done.status == 0 and "Notice" not in done.out
     assert result_of("a").shape == (70, 1400, 3) and result_of("b").shape == (HEIGHT, WIDTH, 3)
