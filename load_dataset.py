@@ -346,6 +346,7 @@ DEPTH_SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".jpg", ".jpeg", ".webp")
 SMALLEST_OWN = 64  # pixels of a photo's shorter side
 SIDEWAYS_TOLERANCE = 0.05  # of the aspect, for a depth map that was made of a photo before it was turned upright
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and bytes that are no UTF-8
+WHITE_OR_BLACK = 262  # TIFF 6.0: PhotometricInterpretation, 0 where 0 is white
 DATE_TAG, EXIF_TAGS = 0x0132, 0x8769  # EXIF 2.32: date and time of change; where the tags of the shot lie
 SHOT_DATE_TAGS = (0x9003, 0x9004, 0x9010, 0x9011, 0x9012)  # taken, digitised, and the offsets from UTC of all three
 UNREADABLE_OWN = (*UNREADABLE, EOFError, LookupError, OverflowError, MemoryError, TypeError, struct.error, zlib.error,
@@ -522,6 +523,8 @@ def read_own_photo(path):
             image.load()
             if image.mode not in OWN_MODES + GREY_16_BIT_MODES:
                 raise DataError(f"{path}: has the pixel format {image.mode}; save it with 8 or 16 bits, as RGB or grey")
+            if image.mode in GREY_16_BIT_MODES and getattr(image, "tag_v2", {}).get(WHITE_OR_BLACK) == 0:
+                raise DataError(f"{path}: is a TIFF of 16 bits in which 0 is white; save it with black as 0")  # read inverted
             upright, dates = _apply_exif(image)
             photo, profile = _to_rgb(upright), upright.info.get("icc_profile")
     except Image.DecompressionBombError:

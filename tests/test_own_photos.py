@@ -361,6 +361,15 @@ def test_single_photo_with_a_depth_map_of_any_name(rendering):
     assert result_of("a").shape == (HEIGHT, WIDTH, 3)
 
 
+def test_16_bit_tiff_in_which_0_is_white_is_refused_because_it_would_be_read_inverted(tmp_path):
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.zeros((64, 64), np.uint16)).save(path, tiffinfo={262: 0})
+    with Image.open(path) as image:
+        assert image.tag_v2[262] == 0 and image.mode.startswith("I;16")
+    with pytest.raises(utils.DataError, match="0 is white"):
+        load_dataset.read_own_photo(path)
+
+
 def test_photos_of_formats_that_are_not_read_are_named_and_the_others_rendered(rendering):
     add_photo("a.png")
     for name in ("IMG_1.HEIC", "b.avif", "notes.txt"):
