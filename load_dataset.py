@@ -524,7 +524,8 @@ def read_own_photo(path):
             if image.mode not in OWN_MODES + GREY_16_BIT_MODES:
                 raise DataError(f"{path}: has the pixel format {image.mode}; save it with 8 or 16 bits, as RGB or grey")
             if image.mode in GREY_16_BIT_MODES and getattr(image, "tag_v2", {}).get(WHITE_OR_BLACK) == 0:
-                raise DataError(f"{path}: is a TIFF of 16 bits in which 0 is white; save it with black as 0")  # read inverted
+                # Pillow would give it inverted
+                raise DataError(f"{path}: is a TIFF of 16 bits in which 0 is white; save it with black as 0")
             upright, dates = _apply_exif(image)
             photo, profile = _to_rgb(upright), upright.info.get("icc_profile")
     except Image.DecompressionBombError:
