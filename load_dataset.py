@@ -103,7 +103,7 @@ def survey(dataset_dir, split, for_training, use_depth=True):
                      for kind in missing]
         if not missing:
             candidates.append(Pair(name, *files.values(), size=None))
-    with concurrent.futures.ThreadPoolExecutor(4 * _processors()) as pool:  # waits for the disk more than it computes
+    with concurrent.futures.ThreadPoolExecutor(4 * processors()) as pool:  # waits for the disk more than it computes
         checked = list(pool.map(lambda pair: _check_headers(pair, for_training), candidates))
     pairs = [pair for pair, found in checked if not found]
     problems += [problem for _, found in checked for problem in found]
@@ -184,7 +184,8 @@ def load_input(pair):
 
     The photo is halved with Pillow's bicubic filter, odd sizes are rounded down. DataError names a damaged file.
     """
-    return _with_depth(read_image(pair.photo, "RGB", pair.size), pair)
+    return _with_depth(read_image(pair.photo, "RGB", pair.size), pair.depth,
+                       lambda path, size: read_image(path, "L", size))
 
 
 def load_target(pair, level):
@@ -325,9 +326,10 @@ def _wrong_format(image, mode):
     return None
 
 
-def _with_depth(photo, pair):
+def _with_depth(photo, depth, read_depth):
+    """The photo at half size, stacked with read_depth(depth, its size); alone where `depth` is None."""
     half = _resize(photo, photo.width // 2, photo.height // 2)
-    return np.dstack([half, read_image(pair.depth, "L", half.size)]) if pair.depth else np.asarray(half)
+    return np.dstack([half, read_depth(depth, half.size)]) if depth else np.asarray(half)
 
 
 def _resize(image, width, height):
@@ -442,9 +444,7 @@ def load_own_input(pair, max_side=None):
     if min(photo.size) < SMALLEST_OWN:
         scaled = f", {_size_text(photo.size)} with max_side={max_side}" if photo.size != size else ""
         raise DataError(f"{pair.photo}: is {_size_text(size)}{scaled}; each side needs at least {SMALLEST_OWN} pixels")
-    half = _resize(photo, photo.width // 2, photo.height // 2)
-    image = np.dstack([half, read_depth_map(pair.depth, half.size)]) if pair.depth else np.asarray(half)
-    return image, photo.size, info
+    return _with_depth(photo, pair.depth, read_depth_map), photo.size, info
 
 
 def read_depth_map(path, size):
@@ -806,7 +806,7 @@ def test_batches(pairs, level, batch_size, damaged=None):
 
 def stream(load, items, ahead):
     """Yields load(item) for every item, in order, while up to `ahead` more are loaded in threads."""
-    with concurrent.futures.ThreadPoolExecutor(_processors()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(processors()) as pool:
         pending = collections.deque()
         try:
             for item in items:
@@ -821,7 +821,7 @@ def stream(load, items, ahead):
 
 def _batches(load, items, batch_size):
     parts = []
-    for part in stream(load, items, ahead=batch_size + _processors()):
+    for part in stream(load, items, ahead=batch_size + processors()):
         parts += [part] if part else []
         if len(parts) == batch_size:
             yield _batch(parts)
@@ -859,5 +859,6 @@ def _augment(patch, target, random):
     return [_stack_channels([np.flipud(image) if flip else image]) for image in turned]
 
 
-def _processors():
+def processors():
+    """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

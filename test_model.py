@@ -101,29 +101,24 @@ def find_test_photos(settings, use_depth):
 
 def find_own_photos(settings, use_depth):
     """(own photos that can be rendered, list of a text for each one that has no depth map); DataError where none has one."""
-    others = [f"{path}: is of a format that is not read; save it as JPEG, PNG, WebP or TIFF"
-              for path in load_dataset.passed_over(settings.images_dir)]
-    for problem in others:
-        utils.say(f"error: {problem}", file=sys.stderr)
-    if not use_depth:
-        pairs, problems = load_dataset.find_own_pairs(settings.images_dir, None)[0], others
-        print(f"Data: {len(pairs)} photos in {settings.images_dir}; this network takes no depth maps")
-        say_which_are_large(pairs, settings.max_side)
-        return pairs, problems
-    if not settings.depth_dir:
+    problems = [f"{path}: is of a format that is not read; save it as JPEG, PNG, WebP or TIFF"
+                for path in load_dataset.passed_over(settings.images_dir)]
+    if use_depth and not settings.depth_dir:
         raise DataError("this network takes depth maps: say where they are with depth_dir=FOLDER (python -m "
                         "tools.make_depth_maps makes them)")
-    pairs, without_depth = load_dataset.find_own_pairs(settings.images_dir, settings.depth_dir)
+    depth_dir = settings.depth_dir if use_depth else None
+    pairs, without_depth = load_dataset.find_own_pairs(settings.images_dir, depth_dir)
     places = " ".join(shlex.quote(f"{name}={getattr(settings, name)}") for name in ("images_dir", "depth_dir"))
     remedy = f"python -m tools.make_depth_maps model=FILE {places} makes it"
-    problems = [f"{photo}: has no depth map in {settings.depth_dir}; {remedy}" for photo in without_depth]
+    problems += [f"{photo}: has no depth map in {depth_dir}; {remedy}" for photo in without_depth]
     if not pairs:
         raise DataError("\n  ".join(problems))
-    print(f"Data: {len(pairs)} photos in {settings.images_dir} with a depth map in {settings.depth_dir}")
+    maps = f" with a depth map in {depth_dir}" if use_depth else "; this network takes no depth maps"
+    print(f"Data: {len(pairs)} photos in {settings.images_dir}{maps}")
     for problem in problems:
         utils.say(f"error: {problem}", file=sys.stderr)
     say_which_are_large(pairs, settings.max_side)
-    return pairs, others + problems
+    return pairs, problems
 
 
 def say_which_are_large(pairs, max_side):
@@ -148,7 +143,7 @@ def find_weights(settings):
     return prefix, f"_level_{settings.level}_iteration_{iteration}.png"
 
 
-def render_all(settings, pairs, problems, prefix, suffix, use_depth=True):
+def render_all(settings, pairs, problems, prefix, suffix, use_depth):
     """Renders and measures photo by photo. `problems` holds a text for each photo that is already known to be left out."""
     import model
     pynet = model.build_pynet(seed=None, precision=settings.precision, use_depth=use_depth)
@@ -355,10 +350,7 @@ def mean_metrics(found):
     if not measured:
         print(f"{len(found)} photos rendered, none measured")
         return {}
-    means = {}
-    for name in METRICS:
-        known = [values[name] for values in measured if not math.isnan(values[name])]
-        means[name] = float(np.mean(known)) if known else math.nan
+    means = results_page.mean_metrics(measured, METRICS)
     print(f"mean of {len(measured)} photos: {metrics_text(means)}")
     return means
 

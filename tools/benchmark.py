@@ -68,7 +68,7 @@ def machine():
     """Date, processor and versions on one line."""
     import tensorflow as tf
     versions = f"TensorFlow {tf.__version__}, NumPy {np.__version__}, Pillow {PIL.__version__}"
-    return (f"{datetime.date.today()}; {processor()}, {len(os.sched_getaffinity(0))} cores; Python "
+    return (f"{datetime.date.today()}; {processor()}, {load_dataset.processors()} cores; Python "
             f"{platform.python_version()}, {versions}")
 
 
@@ -201,7 +201,7 @@ def reading(level, dataset_dir):
     started, processor_started, count = time.monotonic(), time.process_time(), 0
     while time.monotonic() < started + DATA_SECONDS:
         count += len(next(batches).names)
-    rate, cores = count / (time.monotonic() - started), len(os.sched_getaffinity(0))
+    rate, cores = count / (time.monotonic() - started), load_dataset.processors()
     milliseconds = 1000 * (time.process_time() - processor_started) / count
     batches.close()
     return {"what": f"training pairs, level {level}",

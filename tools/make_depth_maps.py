@@ -445,7 +445,7 @@ def load_tflite(path):
     import tensorflow as tf
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it announces its successor, which TensorFlow 2.16 does not have
-        interpreter = tf.lite.Interpreter(model_path=str(path), num_threads=os.cpu_count())
+        interpreter = tf.lite.Interpreter(model_path=str(path), num_threads=load_dataset.processors())
     detail = _only(interpreter.get_input_details())
 
     def run(batch):

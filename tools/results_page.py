@@ -108,7 +108,9 @@ def _table(results, metric_names):
 
 def _page(heading, results, metric_names, problems, total):
     shown = [name for name in metric_names if any(name in result.metrics for result in results)]
-    rows = {**heading, "Rendered": f"{len(results)} of {total} photos", **_means(results, shown)}
+    means = {f"Mean {name}": _metric_text(name, mean)
+             for name, mean in mean_metrics([result.metrics for result in results], shown).items()}
+    rows = {**heading, "Rendered": f"{len(results)} of {total} photos", **means}
     facts = "".join(f"<div><dt>{html.escape(what)}</dt><dd>{html.escape(text)}</dd></div>" for what, text in rows.items())
     keys = ["order", "name", *shown]
     buttons = "".join(f'<button type="button" data-key="{number}">{html.escape(key)}</button>'
@@ -120,12 +122,12 @@ def _page(heading, results, metric_names, problems, total):
                             style=_STYLE, script=_SCRIPT)
 
 
-def _means(results, shown):
+def mean_metrics(found, names):
+    """{name: mean} over a list of {name: value}, without the NaN of photos that are too small; NaN where all are."""
     means = {}
-    for name in shown:
-        known = [result.metrics[name] for result in results
-                 if name in result.metrics and not math.isnan(result.metrics[name])]
-        means[f"Mean {name}"] = _metric_text(name, float(np.mean(known)) if known else math.nan)
+    for name in names:
+        known = [values[name] for values in found if not math.isnan(values.get(name, math.nan))]
+        means[name] = float(np.mean(known)) if known else math.nan
     return means
 
 
