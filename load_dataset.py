@@ -29,6 +29,7 @@ import utils
 from utils import DataError
 
 PATCH = 512  # height and width of a training patch, in pixels of the photo at half size
+WEIGHT_BITS = 22  # of the whole numbers that Pillow's filters weigh pixels with
 MARGIN = 16  # pixels of the photo decoded around a patch; the filters and the decoder see some beyond its edge
 DRAW_EVERY = 1000  # iterations for which one random draw of train_size photos serves
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -209,13 +210,19 @@ def load_patch(pair, level, left, top):
     Raises:
       DataError: a file is damaged; it names the file.
     """
+    parts, target = load_parts(pair, level, left, top)
+    return _stack_channels(parts), target
+
+
+def load_parts(pair, level, left, top):
+    """`load_patch` with the input in parts, [photo (512, 512, 3), depth (512, 512, 1) if any]; none need be contiguous."""
     photo, depth, bokeh = contents = [path and _content(path) for path in (pair.photo, pair.depth, pair.bokeh)]
     _check_contents(pair, *contents)
-    patch = [_halved_patch(photo, pair, left, top)]
+    parts = [_halved_patch(photo, pair, left, top)]
     if pair.depth:
         depth = np.asarray(_decode(depth, pair.depth, "L", (pair.size[0] // 2, pair.size[1] // 2)))
-        patch.append(_cut(depth, left, top, PATCH)[..., np.newaxis])
-    return _stack_channels(patch), _target(bokeh, pair, level, left, top)
+        parts.append(_cut(depth, left, top, PATCH)[..., np.newaxis])
+    return parts, _target(bokeh, pair, level, left, top)
 
 
 def _halved_patch(content, pair, left, top):
@@ -228,14 +235,10 @@ def _halved_patch(content, pair, left, top):
 
 
 def _target(content, pair, level, left, top):
-    window, side = _window(pair.size, left, top), target_side(level)
+    window = _window(pair.size, left, top)
     square = _cut(np.asarray(_decode_window(content, pair.bokeh, window)),
                   2 * left - window.left, 2 * top - window.top, 2 * PATCH)
-    if level == 1:
-        return square
-    if level in (2, 3):
-        return shrink(square, 2 ** (level - 1))
-    return np.asarray(_resize(Image.fromarray(square), side, side))
+    return square if level == 1 else shrink(square, 2 ** (level - 1))
 
 
 def _check_contents(pair, photo, depth, bokeh):
@@ -627,85 +630,82 @@ def _decode_window(content, path, window):
 
 
 def shrink(image, factor):
-    """Pillow's bicubic `resize` to 1 / factor of both sides, to the very same pixels in a third of the time.
+    """Pillow's bicubic `resize` to 1 / factor of both sides, to the very same pixels in a third to a half of the time.
 
     Args:
-      image: uint8 (height, width, 3), an array or a tensor; both sides multiples of the factor, and long.
-      factor: 2 or 4.
+      image: uint8 (height, width, 3), an array or a tensor; both sides multiples of the factor, and at least 5 of it.
+      factor: a power of 2, 2 or more.
 
     Returns:
-      uint8 (height / factor, width / factor, 3).
+      uint8 (height / factor, width / factor, 3). Pillow begins with the rows, as here, unless height > 2 width.
     """
     import tensorflow as tf
-
-    def by_pillow(part):  # first along the rows, though Pillow begins with the columns where an image is very tall
-        rows, columns = part.shape[0] // factor, part.shape[1] // factor
-        return np.asarray(_resize(_resize(Image.fromarray(part), columns, len(part)), columns, rows))
-
-    height, width, _ = image.shape
-    small = np.empty((height // factor, width // factor, 3), np.uint8)
     with tf.device("CPU"):
-        narrow = _compiled(_shrink_rows, factor, (height, 3 * width))(tf.reshape(image, (height, -1)))
-        inner = np.asarray(_compiled(_shrink_columns, factor, tuple(narrow.shape))(narrow))
-    inner = inner.reshape(len(inner), -1, 3)[:, factor // 2::factor]
-    for channel in range(3):  # one by one, which numpy does fastest
-        small[2:-2, 2:-2, channel] = inner[..., channel]
-    image, strip = np.asarray(image), 6 * factor
-    small[:2], small[-2:] = by_pillow(image[:strip])[:2], by_pillow(image[-strip:])[-2:]  # other weights at the frame
-    small[:, :2], small[:, -2:] = by_pillow(image[:, :strip])[:, :2], by_pillow(image[:, -strip:])[:, -2:]
-    return small
+        return _compiled_shrink(tuple(image.shape), factor)(tf.convert_to_tensor(image)).numpy()
 
 
 _compiling = threading.Lock()
 
 
-def _compiled(function, factor, shape):
-    """The function compiled by XLA for uint8 arrays of one shape, once for all threads."""
+def _compiled_shrink(shape, factor):
+    """`shrink` compiled by XLA for images of one shape, once for all threads."""
     with _compiling:
-        return _compile(function, factor, shape)
+        return _compile_shrink(shape, factor)
 
 
 @functools.cache
-def _compile(function, factor, shape):
+def _compile_shrink(shape, factor):
     import tensorflow as tf
-    compiled = tf.function(lambda image: function(image, factor), jit_compile=True, autograph=False)
+
+    def shrink_both_sides(image):
+        narrow = _weigh(image, factor)
+        return tf.reshape(_weigh(tf.reshape(narrow, (1, shape[0], -1)), factor), (shape[0] // factor, -1, 3))
+
+    compiled = tf.function(shrink_both_sides, jit_compile=True, autograph=False)
     return compiled.get_concrete_function(tf.TensorSpec(shape, tf.uint8))
 
 
-def _shrink_rows(image, factor):
-    """uint8 (rows, 3 columns) to (rows - factor, 3 (columns - 4 factor + 1)): results for all columns, because memory
-    then is read in order; one in `factor` of them is of use."""
-    image = image[factor // 2:-(factor // 2)]  # what only the frame needs
-    length = image.shape[1] - 3 * (4 * factor - 1)
-    return _weigh([image[:, 3 * tap:3 * tap + length] for tap in range(4 * factor)], factor)
+def _weigh(image, factor):
+    """One pass of Pillow's `resize`, along the middle axis: uint8 (n, length, m) to uint8 (n, length / factor, m).
 
-
-def _shrink_columns(image, factor):
-    """uint8 (rows, columns) to (rows / factor - 3, columns)."""
-    length = image.shape[0] - 4 * factor + 1
-    return _weigh([image[tap:tap + length:factor] for tap in range(4 * factor)], factor)
-
-
-def _weigh(taps, factor):
-    """The sum of the 4 factor pixels around a result by Pillow's weights, rounded to 8 bits.
-
-    The filter is Keys' cubic convolution with a = -1/2 (IEEE Trans. ASSP 29, 1981), stretched by the factor; its weights
-    are whole numbers / (16 factor^4). The upper and the lower bits of the weights are applied separately, because the
-    sums then fit into 16 bits (with 16384 taken off): twice as fast as 32.
+    A result is a sum over the 4 factor pixels around it, and thus over four blocks of `factor` pixels. The pixels of a
+    block are taken in segments: first one sums over segments, for each pixel of a segment, then over those pixels.
     """
     import tensorflow as tf
-    low_bits = 1 if factor == 2 else 5  # so that the upper part is in units of 1/128
-    upper, lower = -128 * 128, 64 << low_bits
-    for pair in range(2 * factor):
-        x = (pair + 0.5) / factor
-        keys = (1.5 * x - 2.5) * x * x + 1 if x < 1 else ((-0.5 * x + 2.5) * x - 4) * x + 2
-        weight = int(16 * factor ** 3 * keys)
-        rounded = weight + (1 << low_bits - 1) >> low_bits
-        pixels = tf.cast(taps[2 * factor - 1 - pair], tf.int16) + tf.cast(taps[2 * factor + pair], tf.int16)
-        upper += rounded * pixels
-        lower += (weight - (rounded << low_bits)) * pixels
-    total = tf.bitwise.right_shift(upper + tf.bitwise.right_shift(lower, low_bits), 7) + 128
-    return tf.cast(tf.clip_by_value(total, 0, 255), tf.uint8)
+    rows, length, columns = image.shape
+    weights, span = _bicubic_weights(length, factor), 4 * factor
+    segment = {2: 1, 4: 1, 8: 4}.get(factor, 16)  # the quickest of 1, 2, 4 ... factor
+
+    def weigh(first, count, weights):
+        """`count` results from the one whose pixels begin at `first`."""
+        sums = 0
+        for place in range(0, span, segment):
+            start, within = first + place - place % factor, place % factor
+            blocks = tf.reshape(image[:, start:start + count * factor], (rows, count, factor, columns))
+            pixels = tf.cast(blocks[:, :, within:within + segment], tf.int32)
+            sums += pixels * weights[place:place + segment, np.newaxis]
+        return sum(sums[:, :, place] for place in range(segment))
+
+    last, inner = length - span, factor // 2
+    totals = tf.concat([  # the first and the last two have fewer pixels around them, and so other weights
+        *(weigh(0, 1, weights[result, :span]) for result in (0, 1)),
+        weigh(inner, length // factor - 4, weights[2, inner:inner + span]),
+        *(weigh(last, 1, weights[result, last:]) for result in (-2, -1))], 1)
+    rounded = tf.bitwise.right_shift(totals + (1 << WEIGHT_BITS - 1), WEIGHT_BITS)
+    return tf.cast(tf.clip_by_value(rounded, 0, 255), tf.uint8)
+
+
+def _bicubic_weights(length, factor):
+    """Pillow's: int32 (length / factor, length), the weights of all pixels for each result in units of 2^-22.
+
+    The filter is Keys' cubic convolution with a = -1/2 (IEEE Trans. ASSP 29, 1981), stretched by the factor. Those of a
+    result add up to 1.
+    """
+    results, pixels = np.ogrid[:length // factor, :length]
+    x = np.abs((pixels + 0.5) / factor - (results + 0.5))
+    keys = np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, np.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, 0))
+    weights = keys / keys.sum(1, keepdims=True) * 2 ** WEIGHT_BITS
+    return np.int32(np.trunc(weights + np.copysign(0.5, weights)))
 
 
 def _cut(image, left, top, side):
@@ -714,6 +714,8 @@ def _cut(image, left, top, side):
 
 def _stack_channels(images):
     """One contiguous copy of images (height, width, channels) with the channels of all."""
+    if len(images) == 1 and images[0].strides[1:] == (images[0].shape[2], 1):  # whole rows
+        return images[0].copy()
     channels = [image[..., channel] for image in images for channel in range(image.shape[2])]
     stacked = np.empty((*channels[0].shape, len(channels)), np.uint8)
     for number, channel in enumerate(channels):  # one by one, which numpy does fastest
@@ -776,11 +778,11 @@ def training_batches(pairs, level, batch_size, train_size, first, last, seed=0, 
         for pair in pairs[index:] + pairs[:index]:
             random = np.random.default_rng(entropy)
             try:
-                patch, target = load_patch(pair, level, *_random_corner(pair, random))
+                parts, target = load_parts(pair, level, *_random_corner(pair, random))
             except DataError as error:
                 damaged.add(pair, error)
                 continue
-            return pair.name, *_augment(patch, target, random)
+            return pair.name, *_augment(parts, target, random)
         raise DataError("all training photos are damaged")
 
     yield from _batches(load, draws(), len(places))
@@ -852,11 +854,12 @@ def _random_corner(pair, random):
     return left, top
 
 
-def _augment(patch, target, random):
-    """Random quarter turns and an up-down flip, the same for both."""
+def _augment(parts, target, random):
+    """(input, target) with random quarter turns and an up-down flip, the same for both."""
     turns, flip = random.integers(4), random.integers(2)
-    turned = [np.rot90(image, turns) for image in (patch, target)]
-    return [_stack_channels([np.flipud(image) if flip else image]) for image in turned]
+    turned = [np.rot90(image, turns) for image in (*parts, target)]
+    *parts, target = [np.flipud(image) if flip else image for image in turned]
+    return _stack_channels(parts), _stack_channels([target])
 
 
 def processors():

@@ -131,9 +131,10 @@ def test_target_side_of_a_level(level, side):
     assert load_dataset.target_side(level) == side
 
 
-@pytest.mark.parametrize("factor", [2, 4])
-@pytest.mark.parametrize("height, width", [(64, 200), (1024, 64)])
-def test_shrink_gives_pillows_pixels_up_to_the_frame(factor, height, width):
+@pytest.mark.parametrize("factor", [2, 4, 8, 16, 32, 64])
+@pytest.mark.parametrize("rows, columns", [(5, 11), (16, 5)])
+def test_shrink_gives_pillows_pixels_up_to_the_frame(factor, rows, columns):
+    height, width = factor * rows, factor * columns
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     for image in (noise, (noise // 128) * np.uint8(255)):
         rows_first = Image.fromarray(bicubic(Image.fromarray(image), width // factor, height))
@@ -210,10 +211,10 @@ def pairs_without_files(count):
 @pytest.fixture
 def no_decoding(monkeypatch):
     """Patches that say what was loaded, in no time: every pixel is (number of the photo, left, top, level) mod 256."""
-    def load_patch(pair, level, left, top):
+    def load_parts(pair, level, left, top):
         values = np.array([int(pair.name), left, top, level]).astype(np.uint8)
-        return np.tile(values, (2, 2, 1)), np.tile(values[:3], (2, 2, 1))
-    monkeypatch.setattr(load_dataset, "load_patch", load_patch)
+        return [np.tile(values, (2, 2, 1))], np.tile(values[:3], (2, 2, 1))
+    monkeypatch.setattr(load_dataset, "load_parts", load_parts)
 
 
 def names(pairs, batch_size, train_size, first, last, level=7, seed=0):
@@ -323,14 +324,14 @@ def test_memory_holds_a_few_batches_whatever_the_train_size(monkeypatch, train_s
     class Patch(np.ndarray):
         __hash__ = object.__hash__
 
-    def load_patch(pair, level, left, top):
+    def load_parts(pair, level, left, top):
         patch = np.zeros((2, 2, 4), np.uint8).view(Patch)
         with lock:
             live.add(patch)
             most[0] = max(most[0], len(live))
-        return patch, np.zeros((2, 2, 3), np.uint8)
+        return [patch], np.zeros((2, 2, 3), np.uint8)
 
-    monkeypatch.setattr(load_dataset, "load_patch", load_patch)
+    monkeypatch.setattr(load_dataset, "load_parts", load_parts)
     batch_size, ahead = 4, 4 + (os.cpu_count() or 1)
     for _ in load_dataset.training_batches(pairs_without_files(400), 7, batch_size, train_size, 1, 100):
         time.sleep(0.002)

@@ -18,6 +18,7 @@ import time
 
 import numpy as np
 import PIL
+from PIL import Image
 
 import load_dataset
 import train_model
@@ -30,7 +31,7 @@ PHOTO_SIZE = 1536, 1024  # width, height of the photos that are rendered and rea
 LEVELS = {"render": (1,), "train": (7, 3), "data": (7, 6, 5, 4, 3, 2, 1), "startup": (7, 3)}  # where no level is given
 BATCH_SIZE = {7: 4, 6: 4, 5: 2}  # of what=train, 1 for the other levels
 REPETITIONS = {"render": 7, "train": 9}
-DATA_SECONDS = 6  # for which pairs are read at each level
+DATA_TURNS, DATA_PAIRS = 9, 48  # turns, and pairs read in each
 CONVOLUTION = 256, 384, 128  # height, width and maps of the plain 3 x 3 convolution
 CONVOLUTION_REPETITIONS = 15
 
@@ -193,19 +194,37 @@ def operations(level, height, width):
 
 def reading(level, dataset_dir):
     """Training pairs, decoded in as many threads as there are cores, while nothing else computes; all have been read once,
-    which is when their content is checked."""
+    which is when their content is checked. In turns with it, the same by plain calls of Pillow in one thread, which is how
+    the original reads."""
     pairs = load_dataset.find_training_pairs(dataset_dir, "train")
     utils.start_tensorflow(use_gpu=False)
-    batches = load_dataset.training_batches(pairs, level, batch_size=4, train_size=len(pairs), first=1, last=10 ** 6)
-    next(batches)
-    started, processor_started, count = time.monotonic(), time.process_time(), 0
-    while time.monotonic() < started + DATA_SECONDS:
-        count += len(next(batches).names)
-    rate, cores = count / (time.monotonic() - started), load_dataset.processors()
-    milliseconds = 1000 * (time.process_time() - processor_started) / count
-    batches.close()
+
+    def read(count):
+        for _ in load_dataset.training_batches(pairs, level, 1, train_size=len(pairs), first=1, last=count):
+            pass
+
+    read(2 * len(pairs))
+    seconds, processor_seconds, plain_seconds = [], [], []
+    for turn in range(DATA_TURNS):
+        processor_started = time.process_time()
+        seconds.append(timed(lambda: read(DATA_PAIRS)) / DATA_PAIRS)
+        processor_seconds.append((time.process_time() - processor_started) / DATA_PAIRS)
+        plain_seconds += [timed(lambda: read_plainly(pair, level)) for pair in pairs[:8]]
+    rate, plain_rate = 1 / statistics.median(seconds), 1 / statistics.median(plain_seconds)
+    milliseconds = 1000 * statistics.median(processor_seconds)
     return {"what": f"training pairs, level {level}",
-            "result": f"{rate:.0f} a second, {rate / cores:.0f} a core ({milliseconds:.1f} ms of a core each)"}
+            "result": f"{rate:.0f} a second ({milliseconds:.0f} ms of a core each), {rate / plain_rate:.1f} "
+                      f"times the {plain_rate:.0f} of one core with plain Pillow"}
+
+
+def read_plainly(pair, level):
+    """A training pair as the original loads it: whole images are decoded, and halved, before a patch is cut out."""
+    with Image.open(pair.photo) as photo, Image.open(pair.depth) as depth, Image.open(pair.bokeh) as bokeh:
+        half = photo.resize((photo.width // 2, photo.height // 2), Image.Resampling.BICUBIC)
+        patch = np.dstack([np.asarray(half), np.asarray(depth)])[:load_dataset.PATCH, :load_dataset.PATCH].copy()
+        side = 2 * load_dataset.PATCH
+        target = Image.fromarray(np.asarray(bokeh)[:side, :side])
+        return patch, np.asarray(target.resize((load_dataset.target_side(level),) * 2, Image.Resampling.BICUBIC))
 
 
 def write_checkpoint_to_start_from(level, folder):
