@@ -41,7 +41,7 @@ def test_the_command_prints_a_markdown_table_with_machine_versions_and_date(data
     assert device.startswith("Computing on")
     assert re.match(r"20\d\d-\d\d-\d\d; .*cores; Python 3\.\d+.*TensorFlow 2\.", machine)
     assert header.count("|") == dashes.count("|") == row.count("|") == 7
-    assert re.match(r"\| training pairs, level 7 \| \d+ a second, \d+ a core", row)
+    assert re.match(r"\| training pairs, level 7 \| \d+ a second \(\d+ ms of a core each\), \d+\.\d times the", row)
 
 
 def test_a_missing_data_set_ends_in_one_line_each(tmp_path):
