@@ -29,7 +29,7 @@ import utils
 from utils import DataError
 
 PATCH = 512  # height and width of a training patch, in pixels of the photo at half size
-WEIGHT_BITS = 22  # of the whole numbers that Pillow's filters weigh pixels with
+WEIGHT_BITS = 22  # fractional bits of the integer weights in Pillow's filters
 MARGIN = 16  # pixels of the photo decoded around a patch; the filters and the decoder see some beyond its edge
 DRAW_EVERY = 1000  # iterations for which one random draw of train_size photos serves
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -225,9 +225,14 @@ def load_parts(pair, level, left, top):
     return parts, _target(bokeh, pair, level, left, top)
 
 
+def _is_halved_by_shrink(size):
+    width, height = size
+    return width % 2 == height % 2 == 0 and height <= 2 * width
+
+
 def _halved_patch(content, pair, left, top):
-    width, height = pair.size
-    if width % 2 or height % 2 or height > 2 * width:  # not what `shrink` does
+    if not _is_halved_by_shrink(pair.size):
+        width, height = pair.size
         return _cut(np.asarray(_resize(_decode(content, pair.photo, "RGB"), width // 2, height // 2)), left, top, PATCH)
     window = _window(pair.size, left, top)
     halved = shrink(_decode_window(content, pair.photo, window), 2)
@@ -644,6 +649,21 @@ def shrink(image, factor):
         return _compiled_shrink(tuple(image.shape), factor)(tf.convert_to_tensor(image)).numpy()
 
 
+def compile_ahead(pairs, level):
+    """Begins in a thread to compile what `load_patch` needs for the first of the pairs at a level, while something else
+    is prepared; `load_patch` itself waits for it, or compiles what is missing."""
+    shapes = [((2 * PATCH, 2 * PATCH, 3), 2 ** (level - 1))] if level > 1 else []
+    if _is_halved_by_shrink(pairs[0].size):
+        window = _window(pairs[0].size, 0, 0)
+        shapes.append(((window.height, window.width, 3), 2))
+
+    def compile_all():
+        for shape, factor in shapes:
+            _compiled_shrink(shape, factor)
+
+    threading.Thread(target=compile_all).start()
+
+
 _compiling = threading.Lock()
 
 
@@ -661,15 +681,18 @@ def _compile_shrink(shape, factor):
         narrow = _weigh(image, factor)
         return tf.reshape(_weigh(tf.reshape(narrow, (1, shape[0], -1)), factor), (shape[0] // factor, -1, 3))
 
-    compiled = tf.function(shrink_both_sides, jit_compile=True, autograph=False)
-    return compiled.get_concrete_function(tf.TensorSpec(shape, tf.uint8))
+    function = tf.function(shrink_both_sides, jit_compile=True, autograph=False)
+    compiled = function.get_concrete_function(tf.TensorSpec(shape, tf.uint8))
+    with tf.device("CPU"):
+        compiled(tf.zeros(shape, tf.uint8))  # the first call is what compiles
+    return compiled
 
 
 def _weigh(image, factor):
     """One pass of Pillow's `resize`, along the middle axis: uint8 (n, length, m) to uint8 (n, length / factor, m).
 
     A result is a sum over the 4 factor pixels around it, and thus over four blocks of `factor` pixels. The pixels of a
-    block are taken in segments: first one sums over segments, for each pixel of a segment, then over those pixels.
+    block are taken in segments: the segments are added up first, place by place, then the places of the sum.
     """
     import tensorflow as tf
     rows, length, columns = image.shape
@@ -696,10 +719,11 @@ def _weigh(image, factor):
 
 
 def _bicubic_weights(length, factor):
-    """Pillow's: int32 (length / factor, length), the weights of all pixels for each result in units of 2^-22.
+    """Pillow's: int32 (length / factor, length), the weights of all pixels for each result, in units of
+    2^-WEIGHT_BITS.
 
-    The filter is Keys' cubic convolution with a = -1/2 (IEEE Trans. ASSP 29, 1981), stretched by the factor. Those of a
-    result add up to 1.
+    The filter is Keys' cubic convolution with a = -1/2 (IEEE Trans. ASSP 29, 1981), stretched by the factor; the
+    weights of a result are normalised to a sum of 1, then rounded.
     """
     results, pixels = np.ogrid[:length // factor, :length]
     x = np.abs((pixels + 0.5) / factor - (results + 0.5))

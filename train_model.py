@@ -236,7 +236,8 @@ class Level:
         import vgg
         self.settings, self.worker, self.run = settings, worker, run
         self.weights, self.train_pairs, self.test_pairs = weights, train_pairs, test_pairs
-        strategy = choose_strategy(worker)
+        strategy = choose_strategy(worker)  # before anything runs, or workers cannot be connected
+        load_dataset.compile_ahead(train_pairs, settings.level)
         vgg19 = vgg.load_vgg19(vgg_file) if vgg_file else None  # before the network, because the file may be wrong
         with strategy.scope():
             pynet = model.build_pynet(load_dataset.PATCH, load_dataset.PATCH, None if weights else settings.seed,

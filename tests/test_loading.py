@@ -142,6 +142,18 @@ def test_shrink_gives_pillows_pixels_up_to_the_frame(factor, rows, columns):
         np.testing.assert_array_equal(load_dataset.shrink(image, factor), expected)
 
 
+def test_what_is_compiled_ahead_is_all_that_a_patch_needs(scene):
+    pair, before = scene[-1], set(threading.enumerate())
+    load_dataset._compile_shrink.cache_clear()
+    load_dataset.compile_ahead([pair], 5)
+    for thread in set(threading.enumerate()) - before:
+        thread.join()
+    compiled = load_dataset._compile_shrink.cache_info()
+    assert compiled.currsize == (1 if pair.size[0] % 2 else 2)
+    load_dataset.load_patch(pair, 5, 0, 0)
+    assert load_dataset._compile_shrink.cache_info().misses == compiled.misses
+
+
 @pytest.mark.parametrize("subsampling, progressive", [(0, False), (1, False), (2, False), (2, True)])
 def test_patch_of_a_jpeg_equals_that_of_the_whole_photo_decoded_by_pillow(tmp_path, subsampling, progressive):
     noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 75, 3), np.uint8)).resize((1200, 1026))

@@ -195,7 +195,7 @@ def operations(level, height, width):
 def reading(level, dataset_dir):
     """Training pairs, decoded in as many threads as there are cores, while nothing else computes; all have been read once,
     which is when their content is checked. In turns with it, the same by plain calls of Pillow in one thread, which is how
-    the original reads."""
+    the original reads, so that the factor grows with the number of cores."""
     pairs = load_dataset.find_training_pairs(dataset_dir, "train")
     utils.start_tensorflow(use_gpu=False)
 

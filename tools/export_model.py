@@ -166,14 +166,15 @@ def _count(pixels):
 
 
 def rebuilt(features, normalisation):
-    """A copy with the same weights, whose instance normalisations are what normalisation(configuration) gives: that of
-    model.py is a layer of its own, which Keras could not load elsewhere."""
+    """A copy with the same weights, whose instance normalisations are what normalisation(configuration) gives. The layers
+    of model.py, which Keras could not load elsewhere, become their Keras parents."""
     from tensorflow import keras
 
     def copy(layer):
         if isinstance(layer, keras.layers.GroupNormalization):
             return normalisation(layer.get_config())
-        return layer.__class__.from_config(layer.get_config())
+        kind = type(layer)
+        return (kind.__base__ if kind.__module__ == "model" else kind).from_config(layer.get_config())
 
     copied = keras.models.clone_model(features, clone_function=copy)
     copied.set_weights(features.get_weights())
