@@ -110,11 +110,6 @@ def test_export_computes_what_the_network_does_without_this_repository(name, ren
         np.testing.assert_allclose(found, wanted, rtol=0, atol=3e-3 if name == "half.tflite" else 2e-5)
 
 
-def test_keras_file_computes_the_very_same_numbers(rendered, expected):
-    for found, wanted in zip(rendered["pynet.keras"], expected["pynet.keras"], strict=True):
-        np.testing.assert_array_equal(found, wanted)
-
-
 def test_saved_model_takes_several_images(exported, photos, rendered):
     both = np.float32([photos["pynet"][1]] * 2)
     images = export_model.load("pynet", "saved_model")(both[..., :3], both[..., 3:])

@@ -41,6 +41,19 @@ assert np.abs(network(images).numpy() - expected).max() < 1e-4
 """))
 
 
+def test_layers_and_their_gradients_on_a_gpu_equal_keras(run):
+    run(f"""
+import sys, tensorflow as tf
+sys.path.append({str(REPOSITORY / "tests")!r})
+import test_network
+tf.config.experimental.enable_tensor_float_32_execution(False)
+for images in (1, 3, 9):
+    test_network.test_instance_normalisation_and_its_gradients_equal_keras(images, 5, 3)
+for activation in (None, "leaky_relu"):
+    test_network.test_convolution_and_its_gradients_equal_keras(activation, "float32", 1e-5)
+""")
+
+
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
 def test_level_7_trains_on_a_gpu_in_every_precision(run, precision, dataset, tmp_path):
     printed = run(f"""

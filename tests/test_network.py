@@ -5,7 +5,9 @@ import re
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
+import load_dataset
 import model
 
 LEVELS = (7, 6, 5, 4, 3, 2, 1)
@@ -139,6 +141,69 @@ def test_summary_lists_every_layer_and_the_parameters_of_the_level(pynet, refere
     listed = reference("losses.json")["training"]["7"]["gradient_norms"]
     parameters = sum(np.prod([int(n) for n in table[int(index)]["shape"].split("x")]) for index in listed)
     assert f"{parameters:,}" in text
+
+
+# What layers compute -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision, tolerance", [("float32", 1e-5), ("mixed_bfloat16", 3e-2), ("mixed_float16", 3e-3)])
+@pytest.mark.parametrize("activation", [None, "leaky_relu"])
+def test_convolution_and_its_gradients_equal_keras(activation, precision, tolerance):
+    settings = {"padding": "same", "activation": activation, "bias_initializer": "random_normal", "dtype": precision}
+    ours, keras_layer = (kind(6, 5, **settings) for kind in (model.Convolution, keras.layers.Conv2D))
+    assert_same_values_and_gradients(ours, keras_layer, (2, 5, 6, 4), tolerance=tolerance)
+
+
+@pytest.mark.parametrize("size, maps, columns", [(7, 6, load_dataset.PATCH // 4), (5, 128, 6)])
+def test_convolution_arranged_for_a_cpu_equals_keras(size, maps, columns):
+    settings = {"padding": "same", "bias_initializer": "random_normal"}
+    ours, keras_layer = (kind(maps, size, **settings) for kind in (model.Convolution, keras.layers.Conv2D))
+    assert_same_values_and_gradients(ours, keras_layer, (2, 5, columns, 4))
+    operations = tf.function(ours).get_concrete_function(tf.TensorSpec((2, 5, columns, 4))).graph.get_operations()
+    convolutions = [operation for operation in operations if operation.type == "Conv2D"]
+    assert len(convolutions) == 2 or convolutions[0].get_attr("padding") == b"EXPLICIT"  # it is indeed arranged
+
+
+@pytest.mark.parametrize("images", [1, 3, model.MOST_IMAGES_APART + 1])
+@pytest.mark.parametrize("mean, deviation", [(0, 1), (5, 3), (0, 1e-2)])
+def test_instance_normalisation_and_its_gradients_equal_keras(images, mean, deviation):
+    kinds = model.InstanceNormalization, keras.layers.GroupNormalization
+    layers = (kind(groups=-1, gamma_initializer="random_normal", beta_initializer="random_normal") for kind in kinds)
+    assert_same_values_and_gradients(*layers, (images, 12, 10, 6), mean, deviation)
+
+
+@pytest.mark.parametrize("images", [1, 3, model.MOST_IMAGES_APART + 1])
+def test_instance_normalisation_keeps_small_differences_of_large_values(images):
+    x = np.float32(np.random.default_rng(0).normal(100, 0.1, (images, 12, 10, 6)))
+    exact = x.astype(np.float64)
+    expected = (exact - exact.mean((1, 2), keepdims=True)) / np.sqrt(exact.var((1, 2), keepdims=True) + 1e-3)
+    np.testing.assert_allclose(model.InstanceNormalization(groups=-1)(x), expected, rtol=0, atol=1e-3)
+
+
+def assert_same_values_and_gradients(layer, expected, shape, mean=0, deviation=1, tolerance=1e-5):
+    """Compares a layer, compiled for known shapes and for any number of images, with another. The tolerance is a fraction of
+    the largest value."""
+    random = np.random.default_rng(0)
+    x = np.float32(random.normal(mean, deviation, shape))
+    expected.build(shape)
+    layer.build(shape)
+    layer.set_weights(expected.get_weights())
+    dy = np.float32(random.normal(size=expected(x).shape))
+    wanted = values_and_gradients(expected)(x, dy)
+    for images in (shape[0], None):
+        signature = [tf.TensorSpec((images, *array.shape[1:])) for array in (x, dy)]
+        for found, value in zip(tf.function(values_and_gradients(layer), signature)(x, dy), wanted, strict=True):
+            np.testing.assert_allclose(found, value, rtol=0, atol=tolerance * np.abs(value).max())
+
+
+def values_and_gradients(layer):
+    """A function of input and output's gradient that gives float32 [output, gradient of the input, of the weights ...]."""
+    def differentiate(x, dy):
+        with tf.GradientTape() as tape:
+            tape.watch(x := tf.convert_to_tensor(x))
+            y = tf.cast(layer(x), tf.float32)
+        return [y, *tape.gradient(y, [x, *(weight.value for weight in layer.weights)], dy)]
+    return differentiate
 
 
 # Start values --------------------------------------------------------------------------------------------------------
