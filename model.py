@@ -339,19 +339,21 @@ def _convolve_in_parts(x, kernel):
 
 @keras.utils.register_keras_serializable("pynet")
 class Concatenate(keras.layers.Concatenate):
-    """Joins the channels. The gradient is cut apart again, at places that are known beforehand."""
+    """Joins the channels."""
 
     def call(self, parts):
-        @tf.custom_gradient
-        def join(*parts):
-            def gradient(dy):
-                ends = itertools.accumulate(part.shape[-1] for part in parts)
-                return [tf.slice(dy, (0, 0, 0, end - part.shape[-1]), (-1, -1, -1, part.shape[-1]))
-                        for part, end in zip(parts, ends)]
+        return _join(*parts)
 
-            return tf.concat(parts, -1), gradient
 
-        return join(*parts)
+@tf.custom_gradient
+def _join(*parts):
+    """The gradient is cut apart again, at places that are known beforehand; by slices, which are quicker than tf.split."""
+    def gradient(dy):
+        ends = itertools.accumulate(part.shape[-1] for part in parts)
+        return [tf.slice(dy, (0, 0, 0, end - part.shape[-1]), (-1, -1, -1, part.shape[-1]))
+                for part, end in zip(parts, ends)]
+
+    return tf.concat(parts, -1), gradient
 
 
 @keras.utils.register_keras_serializable("pynet")
