@@ -1,765 +1,333 @@
-"""The EBB! photos: what one training pair looks like, and how pairs stream to the network.
+"""The EBB! photos: what is a training pair, and in which order do pairs come?
 
     DATASET/{train,test}/original/7.jpg         the photo with everything in focus, about 1024 x 1536
     DATASET/{train,test}/original_depth/7.png   its depth map, 8 bits, half that size, bright = near
     DATASET/{train,test}/bokeh/7.jpg            the photo with a shallow depth of field, as large as the original
 
-Files belong together by name. Images are decoded in threads while the network trains, outside Python's lock, so that
-memory does not grow with the number of photos. Whole photos are Pillow's work. Of a training pair only what the patch
-needs is decoded and halved, by TensorFlow, to the very same pixels.
+Files belong together by name. The network sees the photo at half size. Pillow decodes and resizes in threads while the
+network trains, so memory does not grow with the number of photos.
 """
 
 import collections
 import concurrent.futures
-import functools
-import io
+import itertools
 import os
 import pathlib
 import re
-import struct
 import threading
-import tokenize
-import zlib
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 import utils
 from utils import DataError
 
-PATCH = 512  # height and width of a training patch, in pixels of the photo at half size
-WEIGHT_BITS = 22  # fractional bits of the integer weights in Pillow's filters
-MARGIN = 16  # pixels of the photo decoded around a patch; the filters and the decoder see some beyond its edge
+PATCH_SIZE = 512  # height and width of a training patch, in pixels of the photo at half size
 DRAW_EVERY = 1000  # iterations for which one random draw of train_size photos serves
+KINDS = ("original", "original_depth", "bokeh")  # folders of a split
 SUFFIXES = (".jpg", ".jpeg", ".png")
 FORMATS = ("JPEG", "PNG")  # by content, whatever the file name says
-MODES = {  # of Pillow that are read as "RGB" and as "L": 8 bits for each channel
-    "RGB": ("RGB", "L", "P", "RGBA"),
-    "L": ("L", "P", "RGB", "RGBA", "LA"),
-}
-LEAST_RESEMBLANCE = 0.7  # of photo and bokeh photo, see `resemblance`
-LEAST_CONTRAST, MUCH_CONTRAST = 8.0, 16.0  # of 64 x 64 pixel means, 0-255: where resemblance starts to mean something
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on bad files
+MODES = {"RGB": ("RGB", "L", "P", "RGBA"), "L": ("L", "P", "RGB", "RGBA", "LA")}  # 8-bit modes, read as RGB and grey
 
 
 class Pair(NamedTuple):
-    """The files of one photo. `bokeh` is None where there is no target, `depth` where the network takes no depth maps;
+    """The files of one photo; no `bokeh` where there is no target, no `depth` where the network takes no depth maps.
     `size` is the photo's (width, height)."""
 
     name: str
     photo: pathlib.Path
-    depth: Optional[pathlib.Path]
-    bokeh: Optional[pathlib.Path]
+    depth: pathlib.Path | None
+    bokeh: pathlib.Path | None
     size: tuple
 
 
-# Which files there are -----------------------------------------------------------------------------------------------
+# Which pairs there are -----------------------------------------------------------------------------------------------
 
 
-def find_training_pairs(dataset_dir, split, use_depth=True):
-    """All pairs of a split, checked by their headers: whole, of matching sizes and large enough for a patch.
+def find_training_set(dataset_dir, use_depth=True, patch_size=PATCH_SIZE, val_size=0):
+    """Returns (training pairs, test pairs), two lists of `Pair`s in numeric order.
 
     Args:
       dataset_dir: the folder that holds train/ and test/.
-      split: "train" or "test".
-      use_depth: whether depth maps are needed; else `original_depth/` is not looked at.
+      use_depth: whether depth maps are needed.
+      patch_size: photos must be twice as large at least.
+      val_size: if not 0, the last val_size pairs of train/ are the test pairs, instead of test/.
 
-    Returns:
-      `Pair`s in numeric order.
-
-    Raises:
-      DataError: lists every problem of the split, by file.
+    Raises DataError with a list of all files that are missing, unreadable or of a wrong size, or where val_size is too
+    large.
     """
-    return _raise_problems(*survey(dataset_dir, split, for_training=True, use_depth=use_depth))
+    train, problems = survey(dataset_dir, "train", True, use_depth, patch_size)
+    if val_size:
+        _raise_problems(problems)
+        return split_off(train, val_size, dataset_dir)
+    test, test_problems = survey(dataset_dir, "test", True, use_depth, patch_size)
+    _raise_problems(problems + test_problems)
+    return train, test
 
 
-def find_training_set(dataset_dir, use_depth=True):
-    """(training pairs, test pairs), checked as in `find_training_pairs`; DataError lists the problems of both."""
-    train, train_problems = survey(dataset_dir, "train", True, use_depth)
-    test, test_problems = survey(dataset_dir, "test", True, use_depth)
-    return _raise_problems((train, test), train_problems + test_problems)
+def find_test_photos(dataset_dir, use_depth=True, val_size=0):
+    """Returns the `Pair`s to render, of any size, with or without a target. Raises DataError as above."""
+    pairs, problems = survey(dataset_dir, "train" if val_size else "test", False, use_depth)
+    _raise_problems(problems)
+    return split_off(pairs, val_size, dataset_dir)[1] if val_size else pairs
 
 
-def find_test_photos(dataset_dir, use_depth=True):
-    """All pairs of the test split, of any size; those without a file in bokeh/ have `bokeh=None`. Errors as above."""
-    return _raise_problems(*survey(dataset_dir, "test", for_training=False, use_depth=use_depth))
+def split_off(pairs, val_size, dataset_dir):
+    """Returns (the first pairs, the last val_size pairs). Raises DataError where there are too few."""
+    if val_size >= len(pairs):
+        raise DataError(f"val_size={val_size}: must be less than the {len(pairs)} pairs in {dataset_dir}'s train/")
+    return pairs[:-val_size], pairs[-val_size:]
 
 
-def survey(dataset_dir, split, for_training, use_depth=True):
-    """(pairs, problems) of a split by the files' headers. `pairs` are those without problems, problems name a file."""
-    folder = pathlib.Path(dataset_dir) / split
-    problems = []
-    photos = _images_by_name(folder / "original", problems)
-    depths = _images_by_name(folder / "original_depth", problems) if use_depth else {}
-    bokehs = _images_by_name(folder / "bokeh", problems) if for_training or (folder / "bokeh").is_dir() else {}
-    if not (photos and (depths or not use_depth) and (bokehs or not for_training)):
-        return [], problems
-    candidates = []
-    for name in photos.keys() | (depths.keys() | bokehs.keys() if for_training else set()):
-        files = {"original": photos.get(name), "original_depth": depths.get(name), "bokeh": bokehs.get(name)}
-        needed = ["original", *["original_depth"] * use_depth, *["bokeh"] * for_training]
-        missing = [kind for kind in needed if not files[kind]]
-        problems += [f"{folder / kind / name}.{'png' if kind == 'original_depth' else 'jpg'}: is missing"
-                     for kind in missing]
+def survey(dataset_dir, split, for_training, use_depth=True, patch_size=PATCH_SIZE):
+    """Checks names and headers of the files of a split, "train" or "test".
+
+    for_training: every photo needs a target, and must be large enough for a patch.
+
+    Returns (the `Pair`s without a problem in numeric order, a list of problems as texts that name a file or folder).
+    """
+    folder, problems = pathlib.Path(dataset_dir) / split, []
+    kinds = [kind for kind in KINDS if use_depth or kind != "original_depth"]
+    required = kinds if for_training else kinds[:-1]
+    files = {kind: _images_by_name(folder / kind, problems) for kind in kinds}
+    empty = [kind for kind in required if not files[kind]]
+    if empty:
+        return [], problems + [f"{folder / kind}: no such folder, or no .jpg or .png in it" for kind in empty]
+    names = set().union(*files.values()) if for_training else files["original"]
+    pairs = []
+    for name in sorted(names, key=numeric_order):
+        missing = [kind for kind in required if name not in files[kind]]
+        problems += [f"{folder / kind / name}: no .jpg or .png of this name" for kind in missing]
         if not missing:
-            candidates.append(Pair(name, *files.values(), size=None))
-    with concurrent.futures.ThreadPoolExecutor(4 * processors()) as pool:  # waits for the disk more than it computes
-        checked = list(pool.map(lambda pair: _check_headers(pair, for_training), candidates))
-    pairs = [pair for pair, found in checked if not found]
+            pairs.append(Pair(name, *(files.get(kind, {}).get(name) for kind in KINDS), size=None))
+    smallest = 2 * patch_size if for_training else 2
+    with concurrent.futures.ThreadPoolExecutor(4 * processors()) as pool:  # they mostly wait for the disk
+        checked = list(pool.map(lambda pair: _check_headers(pair, smallest), pairs))
     problems += [problem for _, found in checked for problem in found]
-    return sorted(pairs, key=lambda pair: _numeric_order(pair.name)), sorted(problems, key=_numeric_order)
-
-
-def _raise_problems(pairs, problems):
-    if not problems:
-        return pairs
-    lines = [f"{len(problems)} problem{'s' if len(problems) > 1 else ''} with the data set", *problems]
-    if any("original_depth" in problem and ("missing" in problem or "no such" in problem) for problem in problems):
-        lines.append("EBB! comes without depth maps; the README says how to make them (Downloads)")
-    if any(os.path.join("test", "bokeh") in problem for problem in problems):
-        lines.append("EBB! publishes no test targets: move some pairs of train/ to test/ for the metrics in training")
-    raise DataError("\n  ".join(lines))
+    return [pair for pair, found in checked if not found], sorted(problems, key=numeric_order)
 
 
 def _images_by_name(folder, problems):
-    """{name without suffix: path} of the images in a folder."""
-    if not folder.is_dir():
-        problems.append(f"{folder}: no such folder")
-        return {}
+    """Returns {name without suffix: path} of the images in a folder. Adds images of the same name to `problems`."""
     images = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
-            continue
-        if path.stem in images:
-            problems.append(f"{path}: goes by the same name as {images[path.stem].name}; keep one")
-        images[path.stem] = path
-    if not images:
-        problems.append(f"{folder}: holds no .jpg, .jpeg or .png")
+    for path in sorted(folder.glob("[!.]*")):
+        if path.suffix.lower() in SUFFIXES:
+            if path.stem in images:
+                problems.append(f"{path}: has the same name as {images[path.stem].name}; keep one")
+            images[path.stem] = path
     return images
 
 
-def _check_headers(pair, for_training):
-    """The pair with its size, and the list of what is wrong with it."""
-    problems, sizes = [], {}
-    for path in filter(None, (pair.photo, pair.depth, pair.bokeh)):
+def _check_headers(pair, smallest):
+    """Returns the pair with its size, and the list of what is wrong with it."""
+    problems, size = [], None
+    for path, mode, scale in ((pair.photo, "RGB", 1), (pair.depth, "L", 2), (pair.bokeh, "RGB", 1)):
         try:
-            with Image.open(path, formats=FORMATS) as image:
-                sizes[path] = image.size
-                wrong = _wrong_format(image, "L" if path == pair.depth else "RGB")
-                problems += [f"{path}: {wrong}"] if wrong else []
-        except UNREADABLE as error:
-            problems.append(f"{path}: is not a readable JPEG or PNG ({_reason(error)})")
-    size = sizes.get(pair.photo)
-    if not size:
-        return pair, problems
-    half = size[0] // 2, size[1] // 2
-    if sizes.get(pair.depth, half) != half:
-        problems.append(f"{pair.depth}: is {_size_text(sizes[pair.depth])}, half of {pair.photo} is {_size_text(half)}")
-    if sizes.get(pair.bokeh, size) != size:
-        problems.append(f"{pair.bokeh}: is {_size_text(sizes[pair.bokeh])}, {pair.photo} is {_size_text(size)}")
-    smallest = 2 * PATCH if for_training else 2
-    if min(size) < smallest:
-        problems.append(f"{pair.photo}: is {_size_text(size)}, at least {_size_text((smallest, smallest))} is needed")
+            image = path and _open_image(path, mode, size and (size[0] // scale, size[1] // scale), decode=False)
+            size = image.size if path == pair.photo else size
+        except DataError as error:
+            problems.append(str(error))
+    if size and min(size) < smallest:
+        problems.append(f"{pair.photo}: is {size_text(size)}, must be {smallest} x {smallest} or more")
     return pair._replace(size=size), problems
 
 
-def _numeric_order(text):
+def _raise_problems(problems):
+    if not problems:
+        return
+    lines = [f"{len(problems)} problem{'s' if len(problems) > 1 else ''} with the data set", *problems]
+    absent = [problem for problem in problems if ": no " in problem]
+    if any("original_depth" in problem for problem in absent):
+        lines.append("EBB! comes without depth maps: python -m tools.make_depth_maps makes them")
+    if any(os.path.join("test", "bokeh") in problem for problem in absent):
+        lines.append("EBB! has no test targets: val_size=294 takes the last 294 pairs of train/, as papers do (Val294)")
+    raise DataError("\n  ".join(lines))
+
+
+def numeric_order(text):
+    """Returns a sort key that puts 9.jpg before 10.jpg."""
     parts = re.split(r"([0-9]+)", text)  # text, number, text, number, ... text
-    return [int(part) if place % 2 else part for place, part in enumerate(parts)]
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)]
 
 
-def _reason(error):
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _size_text(size):
-    return f"{size[0]} x {size[1]}"
-
-
-# One photo -----------------------------------------------------------------------------------------------------------
+# One pair ------------------------------------------------------------------------------------------------------------
 
 
 def load_input(pair):
-    """The network's input for a whole photo: uint8 (height / 2, width / 2, 4), 0-255, RGB and depth (or RGB alone).
+    """Returns the network's input for a whole photo: uint8 (height / 2, width / 2, 4; 3 without depth), RGB and depth.
 
-    The photo is halved with Pillow's bicubic filter, odd sizes are rounded down. DataError names a damaged file.
+    Sizes are rounded down. Raises DataError on a damaged file.
     """
-    return _with_depth(read_image(pair.photo, "RGB", pair.size), pair.depth,
-                       lambda path, size: read_image(path, "L", size))
+    half = halve(read_image(pair.photo, "RGB", pair.size))
+    return stack_depth(half, pair.depth and read_image(pair.depth, "L", half.size))
 
 
 def load_target(pair, level):
-    """The whole bokeh photo at the size of `level`'s output: uint8 (height / s, width / s, 3), s = 2^(level - 1)."""
+    """Returns the whole bokeh photo at the size of a level's output: uint8, height and width / 2^(level - 1), RGB."""
     bokeh = read_image(pair.bokeh, "RGB", pair.size)
-    return np.asarray(_resize(bokeh, bokeh.width >> (level - 1), bokeh.height >> (level - 1)))
+    return np.asarray(resize(bokeh, (bokeh.width >> (level - 1), bokeh.height >> (level - 1))))
 
 
-def load_patch(pair, level, left, top):
-    """A training pair: the input's patch at (left, top) and the matching square of the bokeh photo.
+def load_patch(pair, level, left, top, patch_size=PATCH_SIZE):
+    """Loads a training pair: the input's patch at (left, top) and the matching square of the bokeh photo.
 
     Args:
       pair: a `Pair` with a target.
       level: of the network, 1-7.
       left, top: of the patch, in pixels of the photo at half size.
+      patch_size: p, height and width of the patch, a multiple of 32.
 
     Returns:
-      input: uint8 (512, 512, 4), RGB and depth; (512, 512, 3) without depth.
-      target: uint8 (s, s, 3), RGB, s = 1024 / 2^(level - 1).
+      input: uint8 (p, p, 4), RGB and depth; (p, p, 3) without depth. Equals this part of `load_input`.
+      target: uint8 (s, s, 3), RGB, s = 2p / 2^(level - 1); cut out first, then resized.
 
-    Raises:
-      DataError: a file is damaged; it names the file.
+    Raises DataError on a damaged file.
     """
-    parts, target = load_parts(pair, level, left, top)
-    return _stack_channels(parts), target
+    patch = left, top, left + patch_size, top + patch_size
+    square = tuple(2 * edge for edge in patch)
+    photo = read_image(pair.photo, "RGB", pair.size)
+    if photo.width % 2 == photo.height % 2 == 0 and photo.width >= photo.height:
+        photo = photo.resize((patch_size, patch_size), Image.Resampling.BICUBIC, box=square)  # the same pixels, faster
+    else:  # odd sides have another scale; Pillow 13 may begin tall photos with the columns, which rounds differently
+        photo = halve(photo).crop(patch)
+    depth = pair.depth and read_image(pair.depth, "L", (pair.size[0] // 2, pair.size[1] // 2)).crop(patch)
+    target = read_image(pair.bokeh, "RGB", pair.size).crop(square)
+    return stack_depth(photo, depth), np.asarray(resize(target, (target_side(level, patch_size),) * 2))
 
 
-def load_parts(pair, level, left, top):
-    """`load_patch` with the input in parts, [photo (512, 512, 3), depth (512, 512, 1) if any]; none need be contiguous."""
-    photo, depth, bokeh = contents = [path and _content(path) for path in (pair.photo, pair.depth, pair.bokeh)]
-    _check_contents(pair, *contents)
-    parts = [_halved_patch(photo, pair, left, top)]
-    if pair.depth:
-        depth = np.asarray(_decode(depth, pair.depth, "L", (pair.size[0] // 2, pair.size[1] // 2)))
-        parts.append(_cut(depth, left, top, PATCH)[..., np.newaxis])
-    return parts, _target(bokeh, pair, level, left, top)
-
-
-def _is_halved_by_shrink(size):
-    width, height = size
-    return width % 2 == height % 2 == 0 and height <= 2 * width
-
-
-def _halved_patch(content, pair, left, top):
-    if not _is_halved_by_shrink(pair.size):
-        width, height = pair.size
-        return _cut(np.asarray(_resize(_decode(content, pair.photo, "RGB"), width // 2, height // 2)), left, top, PATCH)
-    window = _window(pair.size, left, top)
-    halved = shrink(_decode_window(content, pair.photo, window), 2)
-    return _cut(halved, left - window.left // 2, top - window.top // 2, PATCH)
-
-
-def _target(content, pair, level, left, top):
-    window = _window(pair.size, left, top)
-    square = _cut(np.asarray(_decode_window(content, pair.bokeh, window)),
-                  2 * left - window.left, 2 * top - window.top, 2 * PATCH)
-    return square if level == 1 else shrink(square, 2 ** (level - 1))
-
-
-def _check_contents(pair, photo, depth, bokeh):
-    """DataError if a file's content is damaged, or photo and bokeh photo do not resemble each other.
-
-    Contents that were once found sound in this process are known by their checksums.
-    """
-    checksums = tuple(zlib.crc32(content) for content in (photo, depth or b"", bokeh))
-    if checksums in _sound_contents:
-        return
-    if pair.depth:
-        _decode(depth, pair.depth, "L", (pair.size[0] // 2, pair.size[1] // 2), verify=True)
-    eighths = [_decode_eighth(photo, pair.photo, pair.size), _decode_eighth(bokeh, pair.bokeh, pair.size)]
-    if resemblance(*eighths, cell=8) < LEAST_RESEMBLANCE:
-        raise DataError(f"{pair.photo}: does not resemble {pair.bokeh}; one of them is damaged or of another scene")
-    _sound_contents.add(checksums)
-
-
-_sound_contents = set()  # the (photo, depth, bokeh) checksums that `_check_contents` has passed
-
-
-def resemblance(photo, bokeh, cell=64):
-    """How much two Pillow RGB images of one size look alike from far: the correlation of their means over square cells.
-
-    `cell`: its side in pixels, 64 for whole photos, 8 for photos decoded at an eighth of their size.
-    Pairs of one scene are well above 0.8, photos of different scenes around 0. Where one has too little contrast to tell
-    it is 1, but 0 if the other has plenty. It finds what a JPEG decoder does not: bits that flipped, which turn the rest
-    of the picture into something else.
-    """
-    far = [np.asarray(image.reduce(cell), np.float32).ravel() for image in (photo, bokeh)]
-    low, high = sorted(float(values.std()) for values in far)
-    if low < LEAST_CONTRAST:
-        return 0.0 if high > MUCH_CONTRAST else 1.0
-    return float(np.corrcoef(*far)[0, 1])
-
-
-def target_side(level):
-    """Height and width of a training target of `level`: 1024 for level 1, 16 for level 7."""
-    return 2 * PATCH >> (level - 1)
+def target_side(level, patch_size=PATCH_SIZE):
+    """Returns height and width of a training target: for patches of 512, 1024 at level 1 and 16 at level 7."""
+    return 2 * patch_size >> (level - 1)
 
 
 def read_image(path, mode, size=None):
-    """Decodes a whole image file as Pillow's "RGB" or "L".
+    """Decodes a JPEG or PNG as a Pillow image of mode "RGB" or "L". Raises DataError where it is damaged, of a pixel
+    format that is not in MODES, or not of the (width, height) given."""
+    image = _open_image(path, mode, size, decode=True)
+    return image if image.mode == mode else image.convert(mode)
 
-    DataError where it is damaged, of a format that `find_training_pairs` rejects, or not of the (width, height) given.
-    """
-    return _decode(_content(path), path, mode, size, verify=True)
 
-
-def _content(path):
+def _open_image(path, mode, size, decode):
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: is damaged ({_reason(error)})") from None
-
-
-def _decode(content, path, mode, size=None, verify=False, draft=False):
-    """`read_image` from a file's content. `verify` looks at a PNG's checksums, which decoding alone does not.
-
-    `draft` decodes a JPEG at an eighth of its size, in half the time.
-    """
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            wrong = _wrong_format(image, mode)
-            if wrong or size and image.size != size:
-                raise DataError(f"{path}: {wrong or f'is {_size_text(image.size)}, not {_size_text(size)}'}")
-            if verify and image.format == "PNG":
-                with Image.open(io.BytesIO(content), formats=FORMATS) as whole:
-                    whole.verify()
-            if draft:
-                image.draft(None, (1, 1))
-            return image.convert(mode)
-    except UNREADABLE as error:
-        raise DataError(f"{path}: is damaged ({_reason(error)})") from None
-
-
-def _decode_eighth(content, path, size):
-    image = _decode(content, path, "RGB", size, verify=True, draft=True)
-    return image.reduce(8) if image.size == size else image
-
-
-def _wrong_format(image, mode):
-    """Why an opened image cannot serve as a photo ("RGB") or a depth map ("L"); None if it can."""
+        with Image.open(path, formats=FORMATS) as image:
+            if decode and image.format == "PNG":
+                Image.open(path).verify()  # compares checksums, which decoding does not
+            if decode:
+                image.load()
+    except Exception as error:  # Pillow raises many kinds
+        raise DataError(f"{path}: is damaged ({error})") from None
     if image.mode not in MODES[mode]:
-        return f"has the pixel format {image.mode}; convert it to 8-bit {'grey' if mode == 'L' else 'RGB'}"
-    if image.format == "PNG" and getattr(image, "is_animated", False):
-        return "is an animation"
-    return None
+        wanted = {"L": "grey", "RGB": "RGB"}[mode]
+        raise DataError(f"{path}: has the pixel format {image.mode}; convert it to 8-bit {wanted}")
+    if size and image.size != size:
+        raise DataError(f"{path}: is {size_text(image.size)}, must be {size_text(size)}")
+    return image
 
 
-def _with_depth(photo, depth, read_depth):
-    """The photo at half size, stacked with read_depth(depth, its size); alone where `depth` is None."""
-    half = _resize(photo, photo.width // 2, photo.height // 2)
-    return np.dstack([half, read_depth(depth, half.size)]) if depth else np.asarray(half)
+def halve(image):
+    """Resizes a Pillow image to half its size, rounded down."""
+    return resize(image, (image.width // 2, image.height // 2))
 
 
-def _resize(image, width, height):
-    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+def resize(image, size):
+    """Resizes a Pillow image to (width, height) with the bicubic filter that the original used."""
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 
 
-# Own photos ----------------------------------------------------------------------------------------------------------
+def stack_depth(photo, depth):
+    """Returns uint8 (height, width, 4) of an RGB and a grey Pillow image, (height, width, 3) where `depth` is None."""
+    return np.asarray(Image.merge("RGBA", (*photo.split(), depth)) if depth else photo)
 
 
-OWN_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
-OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".gif", ".bmp", ".jp2", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf")
-OWN_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")  # by content; JPEG with the MPO of phones, which has a preview behind it
-OWN_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr")  # with 8 bits or 1
-GREY_16_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
-DEPTH_SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".jpg", ".jpeg", ".webp")
-SMALLEST_OWN = 64  # pixels of a photo's shorter side
-SIDEWAYS_TOLERANCE = 0.05  # of the aspect, for a depth map that was made of a photo before it was turned upright
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and bytes that are no UTF-8
-WHITE_OR_BLACK = 262  # TIFF 6.0: PhotometricInterpretation, 0 where 0 is white
-DATE_TAG, EXIF_TAGS = 0x0132, 0x8769  # EXIF 2.32: date and time of change; where the tags of the shot lie
-SHOT_DATE_TAGS = (0x9003, 0x9004, 0x9010, 0x9011, 0x9012)  # taken, digitised, and the offsets from UTC of all three
-UNREADABLE_OWN = (*UNREADABLE, EOFError, LookupError, OverflowError, MemoryError, TypeError, struct.error, zlib.error,
-                  tokenize.TokenError)  # what Pillow and NumPy raised on a few thousand damaged files
+def size_text(size):
+    """Returns "1536 x 1024" for (1536, 1024)."""
+    return f"{size[0]} x {size[1]}"
 
 
-def find_own_photos(images_dir):
-    """{name without suffix: path} of the photos in a folder, or of a single file, in numeric order.
-
-    Photos are .jpg, .jpeg, .png, .webp, .tif and .tiff in either case; other files and hidden ones are passed over.
-
-    Raises:
-      DataError: there is no such folder or file, it holds no photo, or photos go by the same name.
-    """
-    return _own_files(images_dir, OWN_SUFFIXES, "photo")
-
-
-def find_own_pairs(images_dir, depth_dir):
-    """The photos of `images_dir` with their depth maps, and the paths of those that have none. With None as `depth_dir` none
-    needs one.
-
-    Each of the two is a folder or a single file; the depth map has the photo's name, but for the suffix (that of a single
-    photo may be any file). Returns ([`Pair` with neither target nor size], [path]). DataError as in `find_own_photos`,
-    and where two depth maps go by the same name.
-    """
-    photos = find_own_photos(images_dir)
-    if depth_dir is None:
-        return [Pair(name, path, depth=None, bokeh=None, size=None) for name, path in photos.items()], []
-    if not pathlib.Path(depth_dir).exists():
-        return [], list(photos.values())
-    depths = _own_files(depth_dir, DEPTH_SUFFIXES, "depth map", may_be_empty=True)
-    if len(photos) == 1 and pathlib.Path(depth_dir).is_file():
-        depths = {name: depth for name in photos for depth in depths.values()}
-    pairs = [Pair(name, path, depths[name], bokeh=None, size=None) for name, path in photos.items() if name in depths]
-    return pairs, [path for name, path in photos.items() if name not in depths]
-
-
-def _own_files(place, suffixes, what, may_be_empty=False):
-    folder = pathlib.Path(place)
-    if not folder.exists():
-        raise DataError(f"{place}: no such folder or {what}")
-    paths = [folder] if folder.is_file() else [path for path in folder.iterdir() if not path.name.startswith(".")]
-    files, problems = {}, []
-    for path in sorted(paths, key=lambda path: _numeric_order(path.name)):
-        if path.suffix.lower() not in suffixes or not path.is_file():
-            continue
-        if UNPRINTABLE.search(path.name):
-            problems.append(f"{ascii(str(path))}: has a name that cannot be printed; rename it")
-        elif path.stem in files:
-            problems.append(f"{path}: goes by the same name as {files[path.stem].name}; rename one of the two")
-        files[path.stem] = path
-    if not files and not may_be_empty:
-        problems.append(f"{place}: {'is' if folder.is_file() else 'holds'} no {what} ({', '.join(suffixes)})")
-    if problems:
-        raise DataError("\n  ".join(problems))
-    return files
-
-
-def passed_over(images_dir):
-    """The files of a folder whose endings are those of photos in formats that are not read, such as phones' HEIC."""
-    folder = pathlib.Path(images_dir)
-    return sorted(path for path in (folder.iterdir() if folder.is_dir() else ()) if path.suffix.lower() in OTHER_SUFFIXES)
-
-
-def header_size(path):
-    """(width, height) of a photo as its header says, before EXIF's orientation; None where it cannot be read."""
-    try:
-        with Image.open(path, formats=OWN_FORMATS) as image:
-            return image.size
-    except UNREADABLE_OWN:
-        return None
-
-
-def load_own_input(pair, max_side=None):
-    """The network's input for an own photo, made as `load_input` does it from a photo of the data set.
-
-    Args:
-      pair: of `find_own_pairs`.
-      max_side: the photo is made smaller where a side of it is longer, in pixels.
-
-    Returns:
-      input: uint8 (height / 2, width / 2, 4), RGB and depth, 0-255; RGB alone without depth.
-      size: (width, height) of the upright photo that is rendered.
-      info: its colour profile and EXIF dates, see `read_own_photo`.
-
-    Raises:
-      DataError: the photo or its depth map is damaged, or too small; it names the file and the reason.
-    """
-    photo = read_own_photo(pair.photo)
-    size, info = photo.size, photo.info
-    if max_side and max(size) > max_side:
-        photo = _resize(photo, *(max(1, round(side * max_side / max(size))) for side in size))
-    if min(photo.size) < SMALLEST_OWN:
-        scaled = f", {_size_text(photo.size)} with max_side={max_side}" if photo.size != size else ""
-        raise DataError(f"{pair.photo}: is {_size_text(size)}{scaled}; each side needs at least {SMALLEST_OWN} pixels")
-    return _with_depth(photo, pair.depth, read_depth_map), photo.size, info
-
-
-def read_depth_map(path, size):
-    """Reads a depth map of any size as uint8 (height, width), bright = near; `size` is the (width, height) wanted.
-
-    8 bits stay as they are. Other numbers (16 bits, float) are spread so that the least becomes 0 and the greatest 255;
-    those that are not finite count as the least. Resized with Pillow's bicubic filter.
-
-    Raises:
-      DataError: the file is damaged, holds no numbers of one channel, or lies on its side; it names the file.
-    """
-    try:
-        depth = np.load(path, allow_pickle=False) if path.suffix.lower() == ".npy" else _depth_pixels(path)
-    except UnidentifiedImageError:
-        raise DataError(f"{path}: is no PNG, TIFF, JPEG, WebP or .npy depth map, or its beginning is damaged") from None
-    except UNREADABLE_OWN as error:
-        raise DataError(f"{path}: is no readable depth map ({_reason(error)})") from None
-    shape = np.shape(depth)
-    depth = np.squeeze(depth)
-    if depth.ndim != 2 or not depth.size or depth.dtype.kind not in "biuf":
-        raise DataError(f"{path}: holds {depth.dtype} of shape {shape}; a depth map has one number for each pixel")
-    height, width = depth.shape
-    if _lies_on_its_side((width, height), size):
-        raise DataError(f"{path}: is {_size_text((width, height))} and lies on its side, its photo turned upright by EXIF "
-                        f"is {_size_text(size)} at half size; turn the depth map")
-    if depth.dtype != np.uint8:
-        depth = _spread(depth, path)
-    resized = np.asarray(_resize(Image.fromarray(depth), *size))
-    return resized if resized.dtype == np.uint8 else np.uint8(np.clip(np.round(resized), 0, 255))
-
-
-def _depth_pixels(path):
-    with open(path, "rb") as file, Image.open(file, formats=OWN_FORMATS) as image:
-        if image.mode in (*GREY_16_BIT_MODES, "I", "F"):
-            return np.array(image)
-        if image.mode not in OWN_MODES:
-            raise ValueError(f"it has the pixel format {image.mode}")
-        return np.array(image.convert("L"))
-
-
-def _lies_on_its_side(size, wanted):
-    """Whether width and height are swapped: one is upright, the other not, and turned they would fit."""
-    ratio, wanted_ratio = size[0] / size[1], wanted[0] / wanted[1]
-    return (ratio - 1) * (wanted_ratio - 1) < 0 and abs(ratio * wanted_ratio - 1) < SIDEWAYS_TOLERANCE
-
-
-def _spread(depth, path):
-    """Numbers of any range as float32 0-255."""
-    depth = depth.astype(np.float64)
-    finite = depth[np.isfinite(depth)]
-    if not finite.size:
-        raise DataError(f"{path}: holds no finite number")
-    least, greatest = finite.min(), finite.max()
-    depth = np.clip(np.where(np.isfinite(depth), depth, least), least, greatest)
-    return np.float32(255 * ((depth - least) / ((greatest - least) or 1)))
-
-
-def read_own_photo(path):
-    """Decodes any photo as an upright 8-bit Pillow image, mode "RGB".
-
-    EXIF's orientation is applied. Of 16 bits the upper 8 are taken. Transparent parts are laid on white. CMYK and grey go
-    through their colour profile where they bring one. Of several pages or frames it is the first.
-
-    Returns:
-      A Pillow image whose `info` holds at most "icc_profile" (of its RGB) and "exif" (the photo's dates and no more).
-
-    Raises:
-      DataError: the file is damaged, or no photo of 8 or 16 bits; it names the file and the reason.
-    """
-    try:
-        # A file and not a path: Pillow 13 maps uncompressed TIFFs into memory before it turns them, and mixes up the sides.
-        with open(path, "rb") as file, Image.open(file, formats=OWN_FORMATS) as image:
-            if image.format == "PNG":
-                with Image.open(path, formats=OWN_FORMATS) as whole:
-                    whole.verify()  # decoding alone does not look at the checksums
-            image.load()
-            if image.mode not in OWN_MODES + GREY_16_BIT_MODES:
-                raise DataError(f"{path}: has the pixel format {image.mode}; save it with 8 or 16 bits, as RGB or grey")
-            if image.mode in GREY_16_BIT_MODES and getattr(image, "tag_v2", {}).get(WHITE_OR_BLACK) == 0:
-                # Pillow would give it inverted
-                raise DataError(f"{path}: is a TIFF of 16 bits in which 0 is white; save it with black as 0")
-            upright, dates = _apply_exif(image)
-            photo, profile = _to_rgb(upright), upright.info.get("icc_profile")
-    except Image.DecompressionBombError:
-        raise DataError(f"{path}: has more pixels than Pillow decodes; make it smaller") from None
-    except UnidentifiedImageError:
-        raise DataError(f"{path}: is no JPEG, PNG, WebP or TIFF of 8 or 16 bits, or its beginning is damaged") from None
-    except UNREADABLE_OWN as error:
-        raise DataError(f"{path}: is damaged ({_reason(error)})") from None
-    photo, profile = _to_rgb_profile(upright, photo, profile)
-    photo.info = {name: value for name, value in (("icc_profile", profile), ("exif", dates)) if value}
-    return photo
-
-
-def _to_rgb(image):
-    """An image of any of the modes above as "RGB", its transparent parts on white."""
-    if image.mode in GREY_16_BIT_MODES:
-        image = Image.fromarray(np.uint8(np.asarray(image) >> 8))
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _to_rgb_profile(image, photo, profile):
-    """(photo, profile) for the RGB `photo` made of `image`: a profile of CMYK or grey is applied, one of RGB kept."""
-    if not profile:
-        return photo, None
-    try:
-        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        space = opened.profile.xcolor_space.strip()
-        if space == "RGB":
-            return photo, profile
-        if space == "GRAY" and image.mode in ("1", "L", "LA", "La", *GREY_16_BIT_MODES):
-            image = photo.getchannel(0)
-        if image.mode == {"CMYK": "CMYK", "GRAY": "L"}.get(space):
-            photo = ImageCms.profileToProfile(image, opened, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (OSError, TypeError, ValueError, ImageCms.PyCMSError):
-        pass  # a damaged profile: the photo is read as if it had none
-    return photo, None
-
-
-def _apply_exif(image):
-    """(the image upright, EXIF with its dates only); where its EXIF is damaged it is taken as it is."""
-    try:
-        return ImageOps.exif_transpose(image), _exif_dates(image)
-    except UNREADABLE_OWN:
-        return image, None
-
-
-def _exif_dates(image):
-    """The dates among a photo's EXIF tags, as bytes of EXIF; None where it has none."""
-    tags, dates = image.getexif(), Image.Exif()
-    shot = {tag: value for tag, value in tags.get_ifd(EXIF_TAGS).items() if tag in SHOT_DATE_TAGS}
-    if DATE_TAG in tags:
-        dates[DATE_TAG] = tags[DATE_TAG]
-    if shot:
-        dates[EXIF_TAGS] = shot
-    return dates.tobytes() if len(dates) else None
-
-
-# What a patch needs of a photo ---------------------------------------------------------------------------------------
-
-
-class Window(NamedTuple):
-    """A rectangle of a photo, in its pixels."""
-
-    left: int
-    top: int
-    width: int
-    height: int
-
-
-def _window(size, left, top):
-    """Around a patch; of one size wherever it lies, because `shrink` is compiled for each size."""
-    lengths = [min(side, 2 * (PATCH + MARGIN)) for side in size]
-    starts = [min(max(2 * start - MARGIN, 0), side - length)
-              for start, side, length in zip((left, top), size, lengths)]
-    return Window(*starts, *lengths)
-
-
-def _decode_window(content, path, window):
-    """Decodes a `Window` of a sound RGB image file: uint8 (window.height, window.width, 3), an array or a tensor.
-
-    The pixels are Pillow's, but for the outermost ones: where the window ends inside of the photo, the decoder does not
-    know the colours beyond.
-    """
-    import tensorflow as tf  # here, because wrong arguments and files are answered before TensorFlow is imported
-
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        is_usual = (image.format, image.mode) == ("JPEG", "RGB")
-    if is_usual:
-        box = [window.top, window.left, window.height, window.width]
-        try:
-            return tf.io.decode_and_crop_jpeg(content, box, channels=3, dct_method="INTEGER_ACCURATE")
-        except tf.errors.OpError:
-            pass  # Pillow is more patient with some damages
-    rows, columns = np.s_[window.top:window.top + window.height], np.s_[window.left:window.left + window.width]
-    return np.asarray(_decode(content, path, "RGB"))[rows, columns]
-
-
-def shrink(image, factor):
-    """Pillow's bicubic `resize` to 1 / factor of both sides, to the very same pixels in a third to a half of the time.
-
-    Args:
-      image: uint8 (height, width, 3), an array or a tensor; both sides multiples of the factor, and at least 5 of it.
-      factor: a power of 2, 2 or more.
-
-    Returns:
-      uint8 (height / factor, width / factor, 3). Pillow begins with the rows, as here, unless height > 2 width.
-    """
-    import tensorflow as tf
-    with tf.device("CPU"):
-        return _compiled_shrink(tuple(image.shape), factor)(tf.convert_to_tensor(image)).numpy()
-
-
-def compile_ahead(pairs, level):
-    """Begins in a thread to compile what `load_patch` needs for the first of the pairs at a level, while something else
-    is prepared; `load_patch` itself waits for it, or compiles what is missing."""
-    shapes = [((2 * PATCH, 2 * PATCH, 3), 2 ** (level - 1))] if level > 1 else []
-    if _is_halved_by_shrink(pairs[0].size):
-        window = _window(pairs[0].size, 0, 0)
-        shapes.append(((window.height, window.width, 3), 2))
-
-    def compile_all():
-        for shape, factor in shapes:
-            _compiled_shrink(shape, factor)
-
-    threading.Thread(target=compile_all).start()
-
-
-_compiling = threading.Lock()
-
-
-def _compiled_shrink(shape, factor):
-    """`shrink` compiled by XLA for images of one shape, once for all threads."""
-    with _compiling:
-        return _compile_shrink(shape, factor)
-
-
-@functools.cache
-def _compile_shrink(shape, factor):
-    import tensorflow as tf
-
-    def shrink_both_sides(image):
-        narrow = _weigh(image, factor)
-        return tf.reshape(_weigh(tf.reshape(narrow, (1, shape[0], -1)), factor), (shape[0] // factor, -1, 3))
-
-    function = tf.function(shrink_both_sides, jit_compile=True, autograph=False)
-    compiled = function.get_concrete_function(tf.TensorSpec(shape, tf.uint8))
-    with tf.device("CPU"):
-        compiled(tf.zeros(shape, tf.uint8))  # the first call is what compiles
-    return compiled
-
-
-def _weigh(image, factor):
-    """One pass of Pillow's `resize`, along the middle axis: uint8 (n, length, m) to uint8 (n, length / factor, m).
-
-    A result is a sum over the 4 factor pixels around it, and thus over four blocks of `factor` pixels. The pixels of a
-    block are taken in segments: the segments are added up first, place by place, then the places of the sum.
-    """
-    import tensorflow as tf
-    rows, length, columns = image.shape
-    weights, span = _bicubic_weights(length, factor), 4 * factor
-    segment = {2: 1, 4: 1, 8: 4}.get(factor, 16)  # the quickest of 1, 2, 4 ... factor
-
-    def weigh(first, count, weights):
-        """`count` results from the one whose pixels begin at `first`."""
-        sums = 0
-        for place in range(0, span, segment):
-            start, within = first + place - place % factor, place % factor
-            blocks = tf.reshape(image[:, start:start + count * factor], (rows, count, factor, columns))
-            pixels = tf.cast(blocks[:, :, within:within + segment], tf.int32)
-            sums += pixels * weights[place:place + segment, np.newaxis]
-        return sum(sums[:, :, place] for place in range(segment))
-
-    last, inner = length - span, factor // 2
-    totals = tf.concat([  # the first and the last two have fewer pixels around them, and so other weights
-        *(weigh(0, 1, weights[result, :span]) for result in (0, 1)),
-        weigh(inner, length // factor - 4, weights[2, inner:inner + span]),
-        *(weigh(last, 1, weights[result, last:]) for result in (-2, -1))], 1)
-    rounded = tf.bitwise.right_shift(totals + (1 << WEIGHT_BITS - 1), WEIGHT_BITS)
-    return tf.cast(tf.clip_by_value(rounded, 0, 255), tf.uint8)
-
-
-def _bicubic_weights(length, factor):
-    """Pillow's: int32 (length / factor, length), the weights of all pixels for each result, in units of
-    2^-WEIGHT_BITS.
-
-    The filter is Keys' cubic convolution with a = -1/2 (IEEE Trans. ASSP 29, 1981), stretched by the factor; the
-    weights of a result are normalised to a sum of 1, then rounded.
-    """
-    results, pixels = np.ogrid[:length // factor, :length]
-    x = np.abs((pixels + 0.5) / factor - (results + 0.5))
-    keys = np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, np.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, 0))
-    weights = keys / keys.sum(1, keepdims=True) * 2 ** WEIGHT_BITS
-    return np.int32(np.trunc(weights + np.copysign(0.5, weights)))
-
-
-def _cut(image, left, top, side):
-    return image[top:top + side, left:left + side]
-
-
-def _stack_channels(images):
-    """One contiguous copy of images (height, width, channels) with the channels of all."""
-    if len(images) == 1 and images[0].strides[1:] == (images[0].shape[2], 1):  # whole rows
-        return images[0].copy()
-    channels = [image[..., channel] for image in images for channel in range(image.shape[2])]
-    stacked = np.empty((*channels[0].shape, len(channels)), np.uint8)
-    for number, channel in enumerate(channels):  # one by one, which numpy does fastest
-        stacked[..., number] = channel
-    return stacked
-
-
-# Streams of batches --------------------------------------------------------------------------------------------------
+# Batches -------------------------------------------------------------------------------------------------------------
 
 
 class Batch(NamedTuple):
-    """inputs uint8 (images, 512, 512, 4; 3 without depth), targets uint8 (images, s, s, 3), and the photos' names."""
+    """Inputs uint8 (images, p, p, 4; 3 without depth), targets uint8 (images, s, s, 3), and the names of the photos."""
 
     inputs: np.ndarray
     targets: np.ndarray
     names: list
 
 
+def augment(input, target, random):
+    """Turns a training pair by random quarter turns and flips it up-down at random, both images alike.
+
+    This is the place for other augmentation, such as colour jitter.
+
+    Args:
+      input: uint8 (p, p, 4), RGB and depth; (p, p, 3) without depth.
+      target: uint8 (s, s, 3).
+      random: the NumPy Generator of this pair.
+
+    Returns (input, target) of the same shapes and types. Raises TypeError where an image is not uint8.
+    """
+    turns, flip = random.integers(4), random.integers(2)
+    return _turn(input, turns, flip), _turn(target, turns, flip)
+
+
+def _turn(image, turns, flip):
+    if image.dtype != np.uint8:
+        raise TypeError(f"augmentation takes images of uint8 from 0 to 255, not {image.dtype}")
+    pixels = np.ascontiguousarray(image).view(f"V{image.shape[2]}")  # pixels are copied whole, twice as fast
+    turned = np.rot90(pixels, turns)
+    turned = np.flipud(turned) if flip else turned
+    return turned.copy().view(np.uint8)
+
+
+def training_batches(pairs, level, batch_size, train_size, first, last, seed=0, patch_size=PATCH_SIZE, indices=None):
+    """Yields the `Batch`es of iterations `first` to `last`, decoded ahead in threads.
+
+    Which photos are in a batch, and their patches, quarter turns and flips, depends on the arguments and the number of
+    the iteration only. `indices`, a range, are the images of each batch to load, None for all. The next pair replaces a
+    damaged one; DataError where these are too many (see `DamagedPhotos`).
+    """
+    damaged = DamagedPhotos(len(pairs))
+    indices = range(batch_size) if indices is None else indices
+    draws = ((photo, [seed, level, iteration, index])
+             for iteration in range(first, last + 1)
+             for index, photo in enumerate(_photos_of_batch(len(pairs), level, batch_size, train_size, iteration, seed))
+             if index in indices)
+
+    def load(draw):
+        photo, entropy = draw
+        for pair in pairs[photo:] + pairs[:photo]:
+            random = np.random.default_rng(entropy)
+            left, top = (int(random.integers(side // 2 - patch_size + 1)) for side in pair.size)
+            try:
+                return pair.name, *augment(*load_patch(pair, level, left, top, patch_size), random)
+            except DataError as error:
+                damaged.add(pair, error)
+        raise DataError("all training photos are damaged")
+
+    yield from _batches(load, draws, len(indices))
+
+
+def test_batches(pairs, level, batch_size, patch_size=PATCH_SIZE, damaged=None):
+    """Yields `Batch`es with the patch in the middle of every pair, in order; the last may be smaller.
+
+    `damaged`: the `DamagedPhotos` that counts what cannot be read and is left out, by default one of this call.
+    """
+    damaged = damaged or DamagedPhotos(len(pairs))
+
+    def load(pair):
+        left, top = ((side // 2 - patch_size) // 2 for side in pair.size)
+        try:
+            return pair.name, *load_patch(pair, level, left, top, patch_size)
+        except DataError as error:
+            return damaged.add(pair, error)
+
+    yield from _batches(load, pairs, batch_size)
+
+
 class DamagedPhotos:
-    """Names each damaged photo once on stderr; DataError when they are more than 1% of the photos (and more than 1)."""
+    """Names each damaged photo once on stderr. Raises DataError at more than max(1, 1% of the photos)."""
 
     def __init__(self, count):
         self._limit = max(1, count // 100)
@@ -771,63 +339,11 @@ class DamagedPhotos:
             if pair.name in self._seen:
                 return
             self._seen.add(pair.name)
-            if len(self._seen) > self._limit:
-                raise DataError(f"{error}; with it {len(self._seen)} photos are damaged, too many to go on: "
-                                "python -m tools.check_dataset lists them all") from None
-        utils.warn(f"{error}; it is left out from now on ({len(self._seen)} damaged so far)")
-
-
-def training_batches(pairs, level, batch_size, train_size, first, last, seed=0, places=None):
-    """Yields the `Batch`es of iterations `first` to `last`, decoded ahead in parallel.
-
-    `places` is the range of each batch to load, None for all of it.
-
-    Which photos are in a batch, and their patches, quarter turns and flips, depends on the arguments and the number of
-    the iteration only. The next pair takes the place of one that is damaged.
-
-    Raises:
-      DataError: too many photos are damaged (see `DamagedPhotos`).
-    """
-    damaged = DamagedPhotos(len(pairs))
-    places = range(batch_size) if places is None else places
-
-    def draws():
-        for iteration in range(first, last + 1):
-            chosen = _photos_of_batch(len(pairs), level, batch_size, train_size, iteration, seed)
-            for place in places:
-                yield chosen[place], [seed, level, iteration, place]
-
-    def load(draw):
-        index, entropy = draw
-        for pair in pairs[index:] + pairs[:index]:
-            random = np.random.default_rng(entropy)
-            try:
-                parts, target = load_parts(pair, level, *_random_corner(pair, random))
-            except DataError as error:
-                damaged.add(pair, error)
-                continue
-            return pair.name, *_augment(parts, target, random)
-        raise DataError("all training photos are damaged")
-
-    yield from _batches(load, draws(), len(places))
-
-
-def test_batches(pairs, level, batch_size, damaged=None):
-    """Yields `Batch`es with the patch in the middle of every pair, in order; the last may be smaller.
-
-    `damaged`: the `DamagedPhotos` that counts and leaves out what cannot be read; without it that is a DataError.
-    """
-    def load(pair):
-        left, top = (side // 2 - PATCH >> 1 for side in pair.size)
-        try:
-            return pair.name, *load_patch(pair, level, left, top)
-        except DataError as error:
-            if damaged is None:
-                raise
-            damaged.add(pair, error)
-            return None
-
-    yield from _batches(load, pairs, batch_size)
+            count = len(self._seen)
+        if count > self._limit:
+            raise DataError(f"{error}; with it {count} photos are damaged, too many to go on: "
+                            "python -m tools.check_dataset lists them all") from None
+        utils.warn(f"{error}; it is left out from now on ({count} damaged so far)")
 
 
 def stream(load, items, ahead):
@@ -846,46 +362,29 @@ def stream(load, items, ahead):
 
 
 def _batches(load, items, batch_size):
-    parts = []
-    for part in stream(load, items, ahead=batch_size + processors()):
-        parts += [part] if part else []
-        if len(parts) == batch_size:
-            yield _batch(parts)
-            parts = []
-    if parts:
-        yield _batch(parts)
+    loaded = filter(None, stream(load, items, ahead=batch_size + processors()))
+    return iter(lambda: _batch(list(itertools.islice(loaded, batch_size))), None)
 
 
-def _batch(parts):
-    names, inputs, targets = zip(*parts)
-    return Batch(np.stack(inputs), np.stack(targets), list(names))
+def _batch(images):
+    if not images:
+        return None
+    names, *arrays = zip(*images)
+    return Batch(*(np.stack(images, dtype=np.uint8, casting="no") for images in arrays), list(names))
 
 
 def _photos_of_batch(count, level, batch_size, train_size, iteration, seed):
-    """Indices of the photos of a batch. For every 1000 iterations `train_size` of all `count` photos are drawn; they
-    are gone through in random order, each once before any comes again."""
-    window, place = divmod(iteration - 1, DRAW_EVERY)
-    drawn = np.random.default_rng([seed, level, window]).permutation(count)[:train_size]
-    start, stop = place * batch_size, (place + 1) * batch_size
+    """Returns the numbers of the photos of a batch. For every 1000 iterations `train_size` of all `count` photos are
+    drawn; they are gone through in random order, each once before any comes again."""
+    draw, index = divmod(iteration - 1, DRAW_EVERY)
+    drawn = np.random.default_rng([seed, level, draw]).permutation(count)[:train_size]
+    start, stop = index * batch_size, (index + 1) * batch_size
     first_pass, last_pass = start // len(drawn), (stop - 1) // len(drawn)
-    passes = [np.random.default_rng([seed, level, window, number]).permutation(drawn)
+    passes = [np.random.default_rng([seed, level, draw, number]).permutation(drawn)
               for number in range(first_pass, last_pass + 1)]
     return np.concatenate(passes)[start - first_pass * len(drawn):][:batch_size]
 
 
-def _random_corner(pair, random):
-    left, top = (int(random.integers(side // 2 - PATCH + 1)) for side in pair.size)
-    return left, top
-
-
-def _augment(parts, target, random):
-    """(input, target) with random quarter turns and an up-down flip, the same for both."""
-    turns, flip = random.integers(4), random.integers(2)
-    turned = [np.rot90(image, turns) for image in (*parts, target)]
-    *parts, target = [np.flipud(image) if flip else image for image in turned]
-    return _stack_channels(parts), _stack_channels([target])
-
-
 def processors():
-    """Processor cores that this process may use."""
+    """Returns how many processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

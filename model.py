@@ -7,9 +7,9 @@ extra upsamplers that bring the result of level 3 to the size of the input and o
 """
 
 import contextlib
-import itertools
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
@@ -17,9 +17,10 @@ CHANNELS = {True: 4, False: 3}  # with depth: red, green, blue, depth; without: 
 INPUT_MULTIPLE = 32  # of height and width: level 7 works at 1/32 of the input, each level below at twice that
 LEAKY_RELU_SLOPE = 0.2  # that of Keras' "leaky_relu" too, which exported networks use
 INSTANCE_NORM_EPSILON = 1e-3
-KERNEL_DEVIATION = 0.01
 BIAS_START = 0.01
-MOST_IMAGES_APART = 8  # that an instance normalisation takes one after the other
+KERNEL_DEVIATION = 0.01  # of kernel_start="paper"
+HE_GAIN, HE_HEAD_GAIN = 0.7, 0.3 * 0.7  # of kernel_start="he": less than 1, because sums and concatenations add up
+MAX_LOOPED_IMAGES = 8  # larger batches are normalised in one call
 
 
 class PyNET(NamedTuple):
@@ -30,44 +31,52 @@ class PyNET(NamedTuple):
     variables: dict
 
 
-def build_pynet(height=None, width=None, seed=0, precision="float32", use_depth=True):
+def build_pynet(height=None, width=None, seed=0, precision="float32", use_depth=True, width_multiplier=1.0,
+                kernel_start="paper"):
     """Builds all seven levels.
 
     Args:
       height, width: size of the input in pixels, multiples of 32; None where it is not known yet.
-      seed: of the kernels' random start (truncated normal, deviation 0.01; biases start at 0.01). None starts them at
-        zero, which is quicker, for weights that are restored.
-      precision: in which the feature maps are computed: "float32", "bfloat16" or "float16" (mixed precision,
-        arXiv:1710.03740). Variables, normalisation and heads, and so input and outputs, are float32 in each.
+      seed: of the random kernels; biases start at 0.01. None starts kernels at zero, for weights that are restored.
+      precision: of the feature maps: "float32", "bfloat16" or "float16" (mixed precision, arXiv:1710.03740). Variables,
+        normalisation and heads, and so input and outputs, are float32 in each.
       use_depth: whether the input has the depth map. Only the kernels of the first convolution depend on it.
+      width_multiplier: share of the paper's feature maps, 1 or less (width multiplier, arXiv:1704.04861).
+      kernel_start: "paper" (truncated normal, deviation 0.01) or "he", which scales the kernels that no normalisation
+        follows so that the signal neither dies nor explodes (He et al., arXiv:1502.01852).
 
     Returns:
-      A `PyNET`. Its input is float32 (images, height, width, 4): RGB and depth in [0, 1]; or 3: RGB alone. Its outputs are
-      float32 (images, height / s, width / s, 3) with s = 2^(level - 2), in (-0.08, 1.08).
+      A `PyNET`. Its input is float32 (images, height, width, 4), RGB and depth in [0, 1]; without depth RGB alone. Its
+      outputs are float32 (images, height / s, width / s, 3), s = 2^(level - 2), in (-0.08, 1.08).
     """
     name = "photo_and_depth" if use_depth else "photo"
     with _policy(precision):
-        return _build(_Layers(seed), keras.Input((height, width, CHANNELS[use_depth]), name=name, dtype="float32"))
+        image = keras.Input((height, width, CHANNELS[use_depth]), name=name, dtype="float32")
+        return _build(_Layers(seed, width_multiplier, kernel_start), image)
 
 
-@contextlib.contextmanager
-def _policy(precision):
-    """Keras' layers that are made inside of it compute in `precision`, with variables of float32."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(precision if precision == "float32" else f"mixed_{precision}")
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
+def network_for_level(pynet, level):
+    """Returns the `keras.Model` from the input to the output of `level`, with only the layers that this needs."""
+    return keras.Model(pynet.input, pynet.outputs[level], name=f"pynet_level_{level}")
+
+
+def variables_of_level(pynet, level):
+    """Returns {checkpoint name: tf.Variable} of what the outputs of `level` and of the levels above it depend on."""
+    outputs = [pynet.outputs[above] for above in range(level, 8)]
+    used = {id(weight.value) for weight in keras.Model(pynet.input, outputs).weights}
+    return {name: variable for name, variable in pynet.variables.items() if id(variable) in used}
+
+
+# The paper's figure, block by block ----------------------------------------------------------------------------------
 
 
 def _build(layers, image):
     outputs = {}
 
     e1 = layers.block(SpaceToDepth(name="space_to_depth")(image), 3, 32, "encoder_1", normalised=False)
-    e2 = layers.block(_pool(e1, "encoder_2_pool"), 3, 64, "encoder_2")
-    e3 = layers.block(_pool(e2, "encoder_3_pool"), 3, 128, "encoder_3")
-    e4 = layers.block(_pool(e3, "encoder_4_pool"), 3, 256, "encoder_4")
+    e2 = layers.block(_pool(e1, "encoder_2"), 3, 64, "encoder_2")
+    e3 = layers.block(_pool(e2, "encoder_3"), 3, 128, "encoder_3")
+    e4 = layers.block(_pool(e3, "encoder_4"), 3, 256, "encoder_4")
 
     outputs[7], ta, tb = _level_7(layers, e4)
     outputs[6], ta, tb = _level_6(layers, e4, ta, tb)
@@ -79,13 +88,8 @@ def _build(layers, image):
     return PyNET(image, outputs, layers.checkpoint_variables())
 
 
-def network_for_level(pynet, level):
-    """The `keras.Model` from the input to the output of `level`: it computes, and trains, only what that level needs."""
-    return keras.Model(pynet.input, pynet.outputs[level], name=f"pynet_level_{level}")
-
-
 def _level_7(layers, e4):
-    a = layers.block(_pool(e4, "level_7_pool"), 3, 512, "level_7_a")
+    a = layers.block(_pool(e4, "level_7"), 3, 512, "level_7_a")
     b = _sum(layers.block(a, 3, 512, "level_7_b"), a, "level_7_b")
     c = _sum(layers.block(b, 3, 512, "level_7_c"), b, "level_7_c")
     d = layers.block(c, 3, 512, "level_7_d")
@@ -94,6 +98,7 @@ def _level_7(layers, e4):
 
 
 def _level_6(layers, e4, ta, tb):
+    """Its maps can be changed alone; ta and tb go to level 5, which says how many it needs."""
     a = _concatenate([e4, ta], "level_6_a")
     b = layers.block(a, 3, 256, "level_6_b")
     c = _sum(layers.block(b, 3, 256, "level_6_c"), b, "level_6_c")
@@ -105,6 +110,7 @@ def _level_6(layers, e4, ta, tb):
 
 
 def _level_5(layers, e3, ta, tb):
+    """The first sum needs as many maps in e3 and ta as two branches have: 2 x 128."""
     a = _concatenate([e3, ta], "level_5_a")
     b = _sum(layers.block(a, 5, 128, "level_5_b"), a, "level_5_b")
     c = _sum(layers.block(b, 5, 128, "level_5_c"), b, "level_5_c")
@@ -116,6 +122,7 @@ def _level_5(layers, e3, ta, tb):
 
 
 def _level_4(layers, e2, ta, tb):
+    """The sums need 3n = 2n + 64 maps: three branches of n, and two of n with e2. So n is 64, unless e2 changes too."""
     a = _concatenate([e2, ta], "level_4_a")
     b = _concatenate([layers.block(a, 5, 64, "level_4_b"), e2], "level_4_b")
     c = _sum(layers.block(b, 7, 64, "level_4_c"), b, "level_4_c")
@@ -145,7 +152,7 @@ def _level_3(layers, e1, ta, tb):
 
 def _level_2(layers, j):
     k = layers.upsample(j, 8, "level_2_upsampler")
-    z = layers.convolution(k, 3, 3, "level_2_head", dtype="float32")
+    z = layers.head_convolution(k, "level_2")
     return _output(z, "level_2"), z
 
 
@@ -155,85 +162,107 @@ def _level_1(layers, z):
     return layers.head(m, "level_1")
 
 
+# Layers that hold variables ------------------------------------------------------------------------------------------
+
+
 class _Layers:
     """Makes the layers that hold variables, and remembers them in the order in which the checkpoint numbers them."""
 
-    def __init__(self, seed):
-        self._seed = seed
+    def __init__(self, seed, width_multiplier, kernel_start):
+        self._seed, self._width_multiplier, self._kernel_start = seed, width_multiplier, kernel_start
         self._made = []
-
-    def convolution(self, x, maps, size, name, dtype=None, activation=None):
-        return self._apply(x, Convolution(
-            maps, size, padding="same", name=name, dtype=dtype, activation=activation,
-            kernel_initializer=self._kernel_start(), bias_initializer=keras.initializers.Constant(BIAS_START)))
 
     def block(self, x, largest, maps, name, normalised=True):
         """B(largest, maps): for kernel sizes 3, 5 ... `largest` a branch of two convolutions, concatenated."""
         branches = []
         for size in range(3, largest + 1, 2):
-            branch, branch_name = x, f"{name}_{size}x{size}"
-            for place in (1, 2):
-                if normalised:
-                    branch = self.convolution(branch, maps, size, f"{branch_name}_conv_{place}")
-                    branch = self._instance_norm(branch, f"{branch_name}_norm_{place}")
-                    branch = _leaky_relu(branch, f"{branch_name}_relu_{place}")
-                else:
-                    branch = self.convolution(branch, maps, size, f"{branch_name}_conv_{place}", activation="leaky_relu")
+            branch = x
+            for index in (1, 2):
+                branch = self._convolution_and_relu(branch, maps, size, f"{name}_{size}x{size}", index, normalised)
             branches.append(branch)
         return _concatenate(branches, f"{name}_branches")
 
     def upsample(self, x, maps, name, dtype=None):
         """T(maps): a transposed convolution that doubles the size."""
+        fan_in = x.shape[-1] * 9 / 4  # a quarter of a 3x3 kernel's weights meets each pixel of the output
         x = self._apply(x, keras.layers.Conv2DTranspose(
-            maps, 3, strides=2, padding="same", use_bias=False, name=name, dtype=dtype,
-            kernel_initializer=self._kernel_start()))
+            self._scaled(maps), 3, strides=2, padding="same", use_bias=False, name=name, dtype=dtype,
+            kernel_initializer=self._initializer(HE_GAIN, fan_in)))
         return _leaky_relu(x, f"{name}_relu", dtype)
 
     def upsample_twice(self, x, maps, level):
         """Two separate upsamplers: the first feeds the start of the level below, the second its end."""
         return self.upsample(x, maps, f"{level}_upsampler_a"), self.upsample(x, maps, f"{level}_upsampler_b")
 
+    def head_convolution(self, x, level):
+        return self._convolution(x, 3, 3, f"{level}_head", gain=HE_HEAD_GAIN, dtype="float32")
+
     def head(self, x, level):
-        return _output(self.convolution(x, 3, 3, f"{level}_head", dtype="float32"), level)
+        return _output(self.head_convolution(x, level), level)
 
     def checkpoint_variables(self):
-        """{name: tf.Variable}, the names being those that TensorFlow 1 gave when it built the original graph."""
-        in_order = [variable for layer in self._made for variable in _variables_in_order(layer)]
+        """Returns {name: tf.Variable}, under the names that TensorFlow 1 gave when it built the original graph."""
+        in_order = [weight.value for layer in self._made for weight in _weights_in_order(layer)]
         return {"generator/Variable" + (f"_{index}" if index else ""): variable
                 for index, variable in enumerate(in_order)}
 
-    def _instance_norm(self, x, name):
-        return self._apply(x, InstanceNormalization(groups=-1, epsilon=INSTANCE_NORM_EPSILON, name=name, dtype="float32"))
+    def _convolution_and_relu(self, x, maps, size, name, index, normalised):
+        if not normalised:
+            return self._convolution(x, maps, size, f"{name}_conv_{index}", gain=HE_GAIN, activation="leaky_relu")
+        x = self._convolution(x, maps, size, f"{name}_conv_{index}")
+        x = self._apply(x, InstanceNormalization(
+            epsilon=INSTANCE_NORM_EPSILON, name=f"{name}_norm_{index}", dtype="float32"))
+        return _leaky_relu(x, f"{name}_relu_{index}")
 
-    def _kernel_start(self):
+    def _convolution(self, x, maps, size, name, gain=None, dtype=None, activation=None):
+        return self._apply(x, Convolution(
+            self._scaled(maps), size, padding="same", name=name, dtype=dtype, activation=activation,
+            kernel_initializer=self._initializer(gain, x.shape[-1] * size * size),
+            bias_initializer=keras.initializers.Constant(BIAS_START)))
+
+    def _initializer(self, gain, fan_in):
+        """`gain`: of He's start, None where a normalisation follows, which makes the scale meaningless."""
         if self._seed is None:
             return "zeros"
         seed = 1000 * self._seed + len(self._made)  # another one for each layer, the same in every run
-        return keras.initializers.TruncatedNormal(stddev=KERNEL_DEVIATION, seed=seed)
+        if self._kernel_start == "paper" or gain is None:
+            return keras.initializers.TruncatedNormal(stddev=KERNEL_DEVIATION, seed=seed)
+        he = (2 / (1 + LEAKY_RELU_SLOPE ** 2) / fan_in) ** 0.5  # equation 15 of arXiv:1502.01852
+        return keras.initializers.RandomNormal(stddev=gain * he, seed=seed)
+
+    def _scaled(self, maps):
+        return round(maps * self._width_multiplier) if maps >= 32 else maps  # T(8), T(3) and the heads stay
 
     def _apply(self, x, layer):
         self._made.append(layer)
         return layer(x)
 
 
-def _variables_in_order(layer):
-    if isinstance(layer, keras.layers.GroupNormalization):
-        weights = layer.beta, layer.gamma
-    else:
-        weights = layer.weights
-    return [weight.value for weight in weights]
+def _weights_in_order(layer):
+    return (layer.beta, layer.gamma) if isinstance(layer, InstanceNormalization) else layer.weights
 
 
-def _pool(x, name):
-    return keras.layers.MaxPooling2D(2, name=name)(x)
+@contextlib.contextmanager
+def _policy(precision):
+    """Keras' layers that are made inside of it compute in `precision`, with variables of float32."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision if precision == "float32" else f"mixed_{precision}")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def _leaky_relu(x, name, dtype=None):
     return keras.layers.LeakyReLU(LEAKY_RELU_SLOPE, name=name, dtype=dtype)(x)
 
 
+def _pool(x, name):
+    return keras.layers.MaxPooling2D(2, name=f"{name}_pool")(x)
+
+
 def _concatenate(parts, name):
-    return parts[0] if len(parts) == 1 else Concatenate(name=f"{name}_concat")(parts)
+    return parts[0] if len(parts) == 1 else keras.layers.Concatenate(name=f"{name}_concat")(parts)
 
 
 def _sum(x, skip, name):
@@ -246,6 +275,9 @@ def _output(z, level):
         keras.layers.Activation("tanh", name=f"{level}_tanh", dtype="float32")(z))
 
 
+# Layers that Keras does not give, or gives slower ---------------------------------------------------------------------
+
+
 @keras.utils.register_keras_serializable("pynet")
 class SpaceToDepth(keras.layers.Layer):
     """(images, 2h, 2w, c) -> (images, h, w, 4c): each 2x2 square of pixels becomes one with four times the channels."""
@@ -254,122 +286,57 @@ class SpaceToDepth(keras.layers.Layer):
         return tf.nn.space_to_depth(x, 2)
 
 
-# The three layers below compute what their Keras parents do. Their graphs, those of the gradients above all, are quicker and
-# smaller: building and optimising the graph of a training step is most of the time before the first update.
-
-
 @keras.utils.register_keras_serializable("pynet")
 class Convolution(keras.layers.Conv2D):
-    """A convolution with stride 1, zero padding and bias."""
+    """Keras' Conv2D. Stride 1 with bias takes fewer operations; a leaky ReLU is fused, and its input not kept."""
 
     def call(self, x):
+        plain = (self.strides, self.dilation_rate, self.padding, self.groups) == ((1, 1), (1, 1), "same", 1)
+        if not plain or not self.use_bias or self.data_format != "channels_last":
+            return super().call(x)
         kernel, bias = tf.convert_to_tensor(self.kernel), tf.convert_to_tensor(self.bias)
         if self.activation is keras.activations.leaky_relu:
             return _convolve_and_activate(x, kernel, bias)
-        for_cpu = x.dtype == tf.float32 and not tf.config.list_logical_devices("GPU")
-        return self.activation(tf.nn.bias_add((_convolve_on_cpu if for_cpu else _convolve)(x, kernel), bias))
-
-
-def _convolve(x, kernel):
-    return tf.nn.conv2d(x, kernel, 1, "SAME")
-
-
-def _input_gradient(shape, kernel, dy):
-    return tf.raw_ops.Conv2DBackpropInput(
-        input_sizes=shape, filter=kernel, out_backprop=dy, strides=(1, 1, 1, 1), padding="SAME")
-
-
-def _kernel_gradient(x, kernel, dy):
-    return tf.raw_ops.Conv2DBackpropFilter(
-        input=x, filter_sizes=kernel.shape, out_backprop=dy, strides=(1, 1, 1, 1), padding="SAME")
+        return self.activation(tf.nn.bias_add(tf.nn.conv2d(x, kernel, 1, "SAME"), bias))
 
 
 @tf.custom_gradient
 def _convolve_and_activate(x, kernel, bias):
-    """Convolution, bias and leaky ReLU. The gradient needs only the output, which has the sign of the sum before it: that
-    sum is not kept, and on CPUs TensorFlow computes all three at once."""
-    y = tf.nn.leaky_relu(tf.nn.bias_add(_convolve(x, kernel), bias), LEAKY_RELU_SLOPE)
+    """Convolution, bias and leaky ReLU, which TensorFlow computes at once on CPUs.
+
+    The gradient needs only the output, which has the sign of the sum before the ReLU.
+    """
+    y = tf.nn.leaky_relu(tf.nn.bias_add(tf.nn.conv2d(x, kernel, 1, "SAME"), bias), LEAKY_RELU_SLOPE)
 
     def gradient(dy):
         dz = tf.raw_ops.LeakyReluGrad(gradients=dy, features=y, alpha=LEAKY_RELU_SLOPE)
-        dx = _input_gradient(keras.ops.shape(x), kernel, dz)
-        return dx, _kernel_gradient(x, kernel, dz), tf.raw_ops.BiasAddGrad(out_backprop=dz)
+        dx = tf.raw_ops.Conv2DBackpropInput(
+            input_sizes=keras.ops.shape(x), filter=kernel, out_backprop=dz, strides=(1, 1, 1, 1), padding="SAME")
+        dkernel = tf.raw_ops.Conv2DBackpropFilter(
+            input=x, filter_sizes=kernel.shape, out_backprop=dz, strides=(1, 1, 1, 1), padding="SAME")
+        return dx, dkernel, tf.raw_ops.BiasAddGrad(out_backprop=dz)
 
     return y, gradient
-
-
-def _convolve_on_cpu(x, kernel):
-    """A convolution in float32, arranged so that oneDNN, which TensorFlow computes it with on CPUs, chooses a good kernel.
-
-    Measured with oneDNN 3.3 and 3.7 on AVX-512, two of PyNET's shapes take 1.4 to 1.7 times as long as they need: 7x7 over
-    128 columns, as level 4 has in training, both ways; and 5x5 to 128 maps, as in level 5, forward. One column more,
-    which is cut off again, avoids the first; the output maps in two parts avoid the second.
-    """
-    size, columns, maps = kernel.shape[0], x.shape[2], kernel.shape[-1]
-    if size == 7 and columns == 128:
-        return _convolve_with_more_columns(x, kernel)
-    if size == 5 and maps == 128:
-        return _convolve_in_parts(x, kernel)
-    return _convolve(x, kernel)
-
-
-@tf.custom_gradient
-def _convolve_with_more_columns(x, kernel):
-    columns, side = x.shape[2], kernel.shape[0] // 2
-    y = tf.nn.conv2d(x, kernel, 1, ((0, 0), (side, side), (side, side + 1), (0, 0)))
-
-    def gradient(dy):
-        images, rows, _, channels = keras.ops.shape(x)
-        wider = tf.pad(dy, ((0, 0), (0, 0), (0, 1), (0, 0)))
-        dx = _input_gradient((images, rows, columns + 1, channels), kernel, wider)
-        return dx[:, :, :columns], _kernel_gradient(x, kernel, dy)
-
-    return y[:, :, :columns], gradient
-
-
-@tf.custom_gradient
-def _convolve_in_parts(x, kernel):
-    y = tf.concat([_convolve(x, part) for part in tf.split(kernel, 2, -1)], -1)
-
-    def gradient(dy):
-        return _input_gradient(keras.ops.shape(x), kernel, dy), _kernel_gradient(x, kernel, dy)
-
-    return y, gradient
-
-
-@keras.utils.register_keras_serializable("pynet")
-class Concatenate(keras.layers.Concatenate):
-    """Joins the channels."""
-
-    def call(self, parts):
-        return _join(*parts)
-
-
-@tf.custom_gradient
-def _join(*parts):
-    """The gradient is cut apart again, at places that are known beforehand; by slices, which are quicker than tf.split."""
-    def gradient(dy):
-        ends = itertools.accumulate(part.shape[-1] for part in parts)
-        return [tf.slice(dy, (0, 0, 0, end - part.shape[-1]), (-1, -1, -1, part.shape[-1]))
-                for part, end in zip(parts, ends)]
-
-    return tf.concat(parts, -1), gradient
 
 
 @keras.utils.register_keras_serializable("pynet")
 class InstanceNormalization(keras.layers.GroupNormalization):
-    """Instance normalisation (arXiv:1607.08022): a group normalisation with one channel to a group.
+    """Instance normalisation (arXiv:1607.08022): Keras' GroupNormalization with one channel to a group.
 
-    For one image it is what a batch normalisation does in training, of which TensorFlow has a fused kernel. A few images are
-    normalised one after the other; more, for which the graph would grow, or an unknown number as one image whose channels
-    are the maps of all.
+    One image takes TensorFlow's fused kernel of batch normalisation, which in training is the same. A few images are
+    normalised one after the other; many, or an unknown number, as one image whose channels are the maps of all.
     """
 
+    def __init__(self, groups=-1, **options):
+        super().__init__(groups=groups, **options)
+
     def call(self, x):
+        if self.groups != x.shape[-1] or self.axis != -1 or not (self.scale and self.center):
+            return super().call(x)
         x, gamma, beta = tf.cast(x, "float32"), tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
         if x.shape[0] == 1:
             return self._normalise(x, gamma, beta)
-        if x.shape[0] and x.shape[0] <= MOST_IMAGES_APART:
+        if x.shape[0] and x.shape[0] <= MAX_LOOPED_IMAGES:
             return tf.concat([self._normalise(image, gamma, beta) for image in tf.split(x, x.shape[0])], 0)
         images, height, width, maps = keras.ops.shape(x)
         as_one = tf.reshape(tf.transpose(x, (1, 2, 0, 3)), (1, height, width, images * maps))
@@ -379,3 +346,31 @@ class InstanceNormalization(keras.layers.GroupNormalization):
     def _normalise(self, x, gamma, beta):
         return tf.raw_ops.FusedBatchNormV3(
             x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=self.epsilon, is_training=True).y
+
+
+# The start of levels 2 and 1 with kernel_start="he" ------------------------------------------------------------------
+
+
+def start_as_enlargement(pynet, level):
+    """Sets the variables of level 2 or 1 so that it shows the image of the level above it, enlarged, from the start.
+
+    Their only way in are few maps, of which a random start finds little in many iterations.
+    """
+    layer = keras.Model(pynet.input, pynet.outputs[level]).get_layer
+    bilinear = np.outer((0.75, 1, 0.25), (0.75, 1, 0.25))[..., np.newaxis, np.newaxis]
+    upsampler, head = layer(f"level_{level}_upsampler"), layer(f"level_{level}_head")
+    kernel, bias = (np.zeros(variable.shape, np.float32) for variable in (head.kernel, head.bias))
+    if level == 2:  # colours and their negatives, of which the leaky ReLU lets one through and some of the other
+        above, above_bias = keras.Model(pynet.input, pynet.outputs[3]).get_layer("level_3_head").weights
+        colours = np.transpose(np.sum(above, (0, 1)))  # three maps x maps of level 3
+        upsampling = upsampler.kernel.numpy()
+        upsampling[:, :, :6] = bilinear * np.concatenate([colours, -colours])
+        kernel[1, 1, :3], kernel[1, 1, 3:6] = (sign * np.eye(3) / (1 + LEAKY_RELU_SLOPE) for sign in (1, -1))
+        bias += above_bias.numpy()
+    else:  # the colours themselves, raised above 0 so that the leaky ReLU changes nothing
+        z, raised = layer("level_2_head"), 3
+        z.bias.assign_add(np.full(3, raised, np.float32))
+        upsampling = bilinear * np.eye(3, dtype=np.float32)
+        kernel[1, 1], bias = np.eye(3), bias - raised
+    upsampler.kernel.assign(upsampling)
+    head.set_weights([kernel, bias])

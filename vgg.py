@@ -1,8 +1,8 @@
 """VGG-19 features for the perceptual (content) loss, from MatConvNet's imagenet-vgg-verydeep-19.mat.
 
-The network is that of Simonyan and Zisserman, arXiv:1409.1556. The file is a MATLAB 5 file with a cell array `layers` of
-structs. Two layouts are in use, which differ in the order of the structs' fields: fields are found by name. Kernels are
-stored width x height x in x out.
+The network is that of Simonyan and Zisserman, arXiv:1409.1556. The file is a MATLAB 5 file with a cell array `layers`
+of structs. Two layouts are in use, which differ in the order of the structs' fields: fields are found by name. Kernels
+are stored width x height x in x out.
 """
 
 import pathlib
@@ -68,8 +68,8 @@ def _convolutions():
     """("conv1_1", (3, 3, 3, 64)) ... in the order of computation."""
     channels = 3
     for block, (count, maps) in enumerate(BLOCKS, 1):
-        for place in range(1, count + 1):
-            yield f"conv{block}_{place}", (3, 3, channels, maps)
+        for index in range(1, count + 1):
+            yield f"conv{block}_{index}", (3, 3, channels, maps)
             channels = maps
 
 

@@ -1,7 +1,7 @@
-"""What the tests share: the reference data, PyNET built once, the VGG-19 file, generated photos, ways to call a script.
+"""What the tests share: reference data, networks built once, the VGG-19 file, generated photos, ways to call a script.
 
-`tests/reference/` was computed with the original network. Tests that only read PyNET share one, with the seed-1
-weights; those that train it give it back as it was.
+`tests/reference/` was computed with the original network, with weights of seed 1. Tests that compare with it need the
+paper's network and are marked so; all others take the small network, an eighth as wide, with random weights.
 """
 
 import contextlib
@@ -20,14 +20,15 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the reference was computed on a CPU
 
 import numpy as np
 import pytest
+from reference import reference_weights, vgg19_mat
 
 import utils
-from reference import reference_weights, vgg19_mat
-from tools import make_demo_dataset
+from tools import make_scenes
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 REFERENCE = pathlib.Path(__file__).parent / "reference"
 VGG_SEED = 3  # of the .mat that vgg_seed3.npz and losses.json were computed with
+QUICK = "width=0.125", "patch_size=64", "batch_size=1", "vgg_dir=none"  # arguments of a training that takes seconds
 
 
 # Reference data and networks -----------------------------------------------------------------------------------------
@@ -56,7 +57,7 @@ def seed_1_weights():
 
 @pytest.fixture(scope="session")
 def pynet_and_start():
-    """PyNET for inputs of unknown size, built with seed 0, and its {checkpoint name: start value}."""
+    """The paper's PyNET for inputs of unknown size, built with seed 0, and its {checkpoint name: start value}."""
     import model
     pynet = model.build_pynet(seed=0)
     return pynet, {name: variable.numpy() for name, variable in pynet.variables.items()}
@@ -64,16 +65,25 @@ def pynet_and_start():
 
 @pytest.fixture(scope="session")
 def pynet(pynet_and_start, seed_1_weights):
-    """The shared PyNET with the seed-1 weights."""
+    """The same PyNET with the seed-1 weights. Read it only, or give the weights back."""
     assign(pynet_and_start[0], seed_1_weights)
     return pynet_and_start[0]
 
 
-@pytest.fixture(scope="module")
-def pynet_to_train(pynet, seed_1_weights):
-    """The shared PyNET for tests that change its weights. Gets them back afterwards."""
-    yield pynet
-    assign(pynet, seed_1_weights)
+@pytest.fixture(scope="session")
+def small_pynet():
+    """PyNET with an eighth of the feature maps and He's random weights, for inputs of unknown size. Read it only."""
+    import model
+    return model.build_pynet(seed=1, width_multiplier=0.125, kernel_start="he")
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(small_pynet, tmp_path_factory):
+    """The prefix of a checkpoint of 3 MB with the weights of `small_pynet`."""
+    from support import checkpoints
+    prefix = tmp_path_factory.mktemp("small") / "pynet_bokeh_small"
+    checkpoints.save_checkpoint(small_pynet.variables, prefix)
+    return prefix
 
 
 def assign(pynet, weights):
@@ -119,9 +129,17 @@ def link_checkpoint():
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory):
-    """A data set to train with: 3 training and 3 test photos, as small as training can use. Read it only."""
+    """A data set of 3 training and 3 test photos, as small as patches of 512 pixels allow. Read it only."""
     folder = tmp_path_factory.mktemp("data") / "ebb_dataset"
-    make_demo_dataset.write_dataset(folder, train_count=3, test_count=3, size=(1088, 1024))
+    make_scenes.write_dataset(folder, train_count=3, test_count=3, size=(1088, 1024))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_dataset(tmp_path_factory):
+    """The same with photos for patches of 64 pixels, that is for `QUICK` trainings. Read it only."""
+    folder = tmp_path_factory.mktemp("small_data") / "ebb_dataset"
+    make_scenes.write_dataset(folder, train_count=3, test_count=3, size=(192, 160))
     return folder
 
 
@@ -177,7 +195,7 @@ def run_script():
     def run(name, *arguments, cwd, **environment):
         command = [sys.executable, str(REPOSITORY / name), *map(str, arguments)]
         done = subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True,
-                              timeout=300)
+                              timeout=1200)
         return Call(done.returncode, done.stdout, done.stderr)
     return run
 
@@ -188,6 +206,6 @@ def run_python():
     def run(code, *, cwd, **environment):
         environment = os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment
         done = subprocess.run([sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True,
-                              timeout=300)
+                              timeout=1200)
         return Call(done.returncode, done.stdout, done.stderr)
     return run

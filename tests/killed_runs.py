@@ -2,13 +2,14 @@
 
     python tests/killed_runs.py FOLDER [KILLS]
 
-Each time the run is resumed and killed (SIGKILL) at another kind of moment: while it starts, while weights are written,
-while the resumable state is written, between the end of writing and the files' move to their place, and some time
-after a save. Prints one line for each kill, and in the end whether both runs' files are the same, byte for byte.
+Each time the run is resumed and killed (SIGKILL) at another kind of moment: some time after two saves, while it starts,
+while weights are written, while the resumable state is written, and between the end of writing and the files' move to
+their place. Prints one line for each kill, and in the end whether both runs' files are the same, byte for byte.
 """
 
 import contextlib
 import itertools
+import json
 import os
 import pathlib
 import random
@@ -19,36 +20,39 @@ import time
 REPOSITORY = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-import train_model
-import utils
-from tools import make_demo_dataset
+from conftest import QUICK  # noqa: E402
+
+import train_model  # noqa: E402
+import utils  # noqa: E402
+from tools import make_scenes  # noqa: E402
 
 MOMENTS = (  # name, what appears in models/ when it has come, and up to how many seconds later the run is killed
+    ("after two saves", "*_iteration_*.index.new", 1.0),
     ("starting", "*", 3.0),
-    ("writing weights", ".*_iteration_*.writing", 0.2),
-    ("writing the state", ".*_resume*.writing", 0.4),
+    ("writing weights", ".*_iteration_*.writing", 0.02),
+    ("writing the state", ".*_resume*.writing", 0.02),
     ("moving files", ".*.complete", 0.0),
-    ("after a save", "*_iteration_*.index.new", 1.5),
 )
 
 
 def main(folder, kills):
     """Returns 0 if the killed run's last files equal the other run's."""
-    iterations = max(4, kills * 3 // 5)
     dataset = folder / "ebb_dataset"
-    make_demo_dataset.write_dataset(dataset, 3, 1, size=(1088, 1024))
-    arguments = ["level=7", "batch_size=1", "eval_step=1", f"num_train_iters={iterations}", f"dataset_dir={dataset}",
-                 "learning_rate=0.001", "vgg_dir=none", "max_to_keep=2", "resume=true"]
+    make_scenes.write_dataset(dataset, 3, 1, size=(192, 160))
+    arguments = ["level=7", *QUICK, "eval_step=1", f"dataset_dir={dataset}", "learning_rate=0.001", "max_to_keep=2",
+                 "resume=true"]
     import tensorflow  # once for all runs, which are forked from this process  # noqa: F401
     undisturbed, killed = folder / "undisturbed", folder / "killed"
-    wait_for(start_run(undisturbed, arguments))
     chance = random.Random(0)
     count = 0
     for moment in itertools.islice(itertools.cycle(MOMENTS), kills):
-        count += kill_a_run(killed, arguments, moment, chance)
-    wait_for(start_run(killed, arguments))
+        count += kill_a_run(killed, [*arguments, "num_train_iters=1000000"], moment, chance)
+    iterations = 1 + max([0, *(int(path.name.split("_")[-1].split(".")[0])
+                               for path in (killed / "models").glob("*_iteration_*.index"))])
+    for run in (killed, undisturbed):
+        wait_for(start_run(run, [*arguments, f"num_train_iters={iterations}"]))
     same = compare(undisturbed, killed, iterations)
-    print(f"{count} kills, the last files are {'the same' if same else 'different'}")
+    print(f"{count} kills in {iterations} iterations, the last files are {'the same' if same else 'different'}")
     return 0 if same and count == kills else 1
 
 
@@ -95,7 +99,7 @@ def kill_a_run(folder, arguments, moment, chance):
 
 def has_come(models, sign, before):
     if sign.endswith(".new"):
-        return bool(set(models.glob(sign.removesuffix(".new"))) - before)
+        return len(set(models.glob(sign.removesuffix(".new"))) - before) == 2
     return sign == "*" or any(models.glob(sign))
 
 
@@ -109,11 +113,15 @@ def compare(undisturbed, killed, iterations):
     """Whether weights, state and the metrics in the log are the same."""
     prefixes = [f"pynet_level_7_iteration_{iterations}.ckpt", "pynet_level_7_resume.ckpt"]
     names = [prefix + suffix for prefix in prefixes for suffix in (".index", ".data-00000-of-00001")]
-    names += [f"{prefixes[1]}.json"]
-    same = all((undisturbed / "models" / name).read_bytes() == (killed / "models" / name).read_bytes() for name in names)
-    lines = [{line for line in (folder / "models/logs.txt").read_text().splitlines() if line.startswith("step")}
-             for folder in (undisturbed, killed)]
-    return same and lines[0] == lines[1]
+    return what_is_left(undisturbed / "models", names) == what_is_left(killed / "models", names)
+
+
+def what_is_left(models, names):
+    """The bytes of the files, the notes of the state, the metrics in the log."""
+    notes = json.loads((models / "pynet_level_7_resume.ckpt.json").read_text())
+    del notes["run"]["name"]  # of the curves: a run that was killed before its first state left some, too
+    metrics = {line for line in (models / "logs.txt").read_text().splitlines() if line.startswith("step")}
+    return [(models / name).read_bytes() for name in names], notes, metrics
 
 
 if __name__ == "__main__":

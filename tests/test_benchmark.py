@@ -1,6 +1,5 @@
 """tools/benchmark.py: counts operations as they are, and measures what it says; no test depends on the speed."""
 
-import json
 import re
 import subprocess
 import sys
@@ -41,17 +40,10 @@ def test_the_command_prints_a_markdown_table_with_machine_versions_and_date(data
     assert device.startswith("Computing on")
     assert re.match(r"20\d\d-\d\d-\d\d; .*cores; Python 3\.\d+.*TensorFlow 2\.", machine)
     assert header.count("|") == dashes.count("|") == row.count("|") == 7
-    assert re.match(r"\| training pairs, level 7 \| \d+ a second \(\d+ ms of a core each\), \d+\.\d times the", row)
-
-
-def test_a_missing_data_set_ends_in_one_line_each(tmp_path):
-    call = [sys.executable, "-m", "tools.benchmark", "what=data", "level=7", f"dataset_dir={tmp_path / 'none'}"]
-    done = subprocess.run(call, capture_output=True, text=True)
-    assert done.returncode == 1 and "no such folder" in done.stderr and "Traceback" not in done.stderr
+    assert re.match(r"\| training pairs, level 7 \| \d+ a second, \d+\.\d times the \d+ of one core", row)
 
 
 def test_the_first_update_is_that_of_the_real_training(dataset, workplace):
-    found = benchmark.first_update(7, "float32", str(dataset), started=benchmark.time.time())
-    assert re.fullmatch(r"process start to first update, level 7, float32", found["what"])
+    found = benchmark.first_update(7, "float32", "0.125", str(dataset), started=benchmark.time.time())
+    assert found["what"] == "process start to first update, level 7, width 0.125, float32"
     assert float(found["result"].split()[0]) > 0
-    assert json.dumps(found)

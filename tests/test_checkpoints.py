@@ -1,4 +1,4 @@
-"""utils.py, checkpoints: one format for our weights and the released ones, never half a file.
+"""support/checkpoints.py: one format for our weights and the released ones, never half a file, and nothing is lost.
 
 Most tests use a network of two variables, for which a checkpoint is written in no time.
 """
@@ -6,13 +6,16 @@ Most tests use a network of two variables, for which a checkpoint is written in 
 import contextlib
 import os
 import pathlib
+import re
 import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import model
 import utils
+from support import checkpoints
 from utils import DataError
 
 DATA, INDEX = ".data-00000-of-00001", ".index"
@@ -21,8 +24,8 @@ DATA, INDEX = ".data-00000-of-00001", ".index"
 def variables(value, shapes=((3, 5), (4,))):
     """{checkpoint name: variable} of a small network, filled with numbers that depend on `value`."""
     names = ["generator/Variable", "generator/Variable_1", "generator/Variable_2"]
-    return {name: tf.Variable(np.random.default_rng([value, place]).random(shape, np.float32))
-            for place, (name, shape) in enumerate(zip(names, shapes))}
+    return {name: tf.Variable(np.random.default_rng([value, index]).random(shape, np.float32))
+            for index, (name, shape) in enumerate(zip(names, shapes))}
 
 
 def values_of(some_variables):
@@ -30,7 +33,7 @@ def values_of(some_variables):
 
 
 def save(value, prefix):
-    utils.save_checkpoint(variables(value), prefix)
+    checkpoints.save_checkpoint(variables(value), prefix)
     return prefix
 
 
@@ -39,7 +42,7 @@ def assert_restore_fails(prefix, *named, target=None):
     target = target or variables(99)
     before = values_of(target)
     with pytest.raises(DataError) as error:
-        utils.restore_checkpoint(target, prefix)
+        checkpoints.restore_checkpoint(target, prefix)
     for name in named:
         assert str(name) in str(error.value)
     assert "\n" not in str(error.value)
@@ -50,21 +53,16 @@ def assert_restore_fails(prefix, *named, target=None):
 
 
 @pytest.fixture(scope="module")
-def whole_checkpoint(pynet, tmp_path_factory):
-    """The prefix of a checkpoint of the whole network with the seed-1 weights."""
+def whole_checkpoint(seed_1_weights, tmp_path_factory):
+    """The prefix of a checkpoint of the paper's 440 variables with the seed-1 weights."""
     folder = tmp_path_factory.mktemp("whole")
-    utils.save_checkpoint(pynet.variables, folder / "pynet_level_7_iteration_1.ckpt")
+    paper = {name: tf.Variable(value) for name, value in seed_1_weights.items()}
+    checkpoints.save_checkpoint(paper, folder / "pynet_level_7_iteration_1.ckpt")
     yield folder / "pynet_level_7_iteration_1.ckpt"
     shutil.rmtree(folder)
 
 
-def test_round_trip_of_all_440_variables_is_bit_exact(whole_checkpoint, seed_1_weights):
-    restored = {name: tf.Variable(tf.zeros(value.shape)) for name, value in seed_1_weights.items()}
-    utils.restore_checkpoint(restored, whole_checkpoint)
-    for name, value in seed_1_weights.items():
-        np.testing.assert_array_equal(restored[name].numpy(), value)
-
-
+@pytest.mark.paper
 def test_written_file_holds_the_originals_440_names_and_shapes_and_nothing_else(whole_checkpoint, reference):
     written = sorted(path.name for path in whole_checkpoint.parent.iterdir())
     assert written == [whole_checkpoint.name + DATA, whole_checkpoint.name + INDEX]
@@ -72,37 +70,52 @@ def test_written_file_holds_the_originals_440_names_and_shapes_and_nothing_else(
     assert stored == {row["name"]: [int(n) for n in row["shape"].split("x")] for row in reference("variables.csv")}
 
 
-def test_checkpoint_of_the_original_form_restores_every_value(pynet_to_train, seed_1_checkpoint, seed_1_weights):
-    for variable in pynet_to_train.variables.values():
-        variable.assign(tf.zeros_like(variable))
-    utils.restore_checkpoint(pynet_to_train.variables, seed_1_checkpoint)
+@pytest.mark.paper
+@pytest.mark.parametrize("kind", ["whole_checkpoint", "seed_1_checkpoint"])
+def test_our_checkpoints_and_the_originals_restore_every_value_bit_by_bit(kind, request, seed_1_weights):
+    restored = {name: tf.Variable(tf.zeros(value.shape)) for name, value in seed_1_weights.items()}
+    checkpoints.restore_checkpoint(restored, request.getfixturevalue(kind))
     for name, value in seed_1_weights.items():
-        np.testing.assert_array_equal(pynet_to_train.variables[name].numpy(), value)
+        np.testing.assert_array_equal(restored[name].numpy(), value)
 
 
 def test_checkpoint_prefix_follows_level_and_iteration():
-    assert utils.checkpoint_prefix(7, 1000) == pathlib.Path("models/pynet_level_7_iteration_1000.ckpt")
+    assert checkpoints.checkpoint_prefix(7, 1000) == pathlib.Path("models/pynet_level_7_iteration_1000.ckpt")
 
 
-@pytest.mark.parametrize("folder", ["100% sure", "%d %s %2F", "with space", "v1.2.ckpt", "Gerät 照片 é",
+@pytest.mark.parametrize("folder", ["100% sure", "%d %s %2F", "v1.2.ckpt", "[brackets]", "a*b?", "Gerät 照片 é",
                                     "it's $HOME; #1"])
-def test_folder_names_do_not_confuse_it(tmp_path, folder):
-    (tmp_path / folder).mkdir()
-    prefix = save(1, tmp_path / folder / "pynet_level_7_iteration_2.ckpt")
-    restored = variables(2)
-    utils.restore_checkpoint(restored, prefix)
-    assert values_of(restored) == values_of(variables(1))
-
-
-@pytest.mark.parametrize("folder", ["100% sure", "v1.2.ckpt", "[brackets]", "a*b?", "Gerät 照片 é"])
-def test_name_of_the_folder_in_which_the_scripts_run_does_not_confuse_it(tmp_path, folder, monkeypatch):
+def test_names_of_folders_do_not_confuse_it(tmp_path, folder, monkeypatch):
     (tmp_path / folder / "models").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / folder)
-    save(1, utils.checkpoint_prefix(7, 2))
-    prefix, _ = utils.find_checkpoint(7)
+    save(1, checkpoints.checkpoint_prefix(7, 2))
+    prefix, _ = checkpoints.find_checkpoint(7)
     restored = variables(2)
-    utils.restore_checkpoint(restored, prefix)
+    checkpoints.restore_checkpoint(restored, prefix)
     assert values_of(restored) == values_of(variables(1))
+
+
+# What a checkpoint says about its network ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("use_depth, width", [(True, 1.0), (False, 1.0), (True, 0.5), (False, 0.25), (True, 0.125)])
+def test_depth_maps_and_width_are_read_from_the_first_kernel(use_depth, width, tmp_path):
+    kernel = tf.Variable(tf.zeros((3, 3, 16 if use_depth else 12, int(32 * width))))
+    checkpoints.save_checkpoint({"generator/Variable": kernel}, tmp_path / "a.ckpt")
+    found = checkpoints.network_of(tmp_path / "a.ckpt")
+    assert found == {"use_depth": use_depth, "width_multiplier": width}
+
+
+def test_the_network_of_a_checkpoint_is_built_by_what_it_says(small_checkpoint, small_pynet):
+    pynet = model.build_pynet(seed=None, **checkpoints.network_of(small_checkpoint))
+    checkpoints.restore_checkpoint(pynet.variables, small_checkpoint)
+    for name, variable in pynet.variables.items():
+        np.testing.assert_array_equal(variable, small_pynet.variables[name])
+
+
+def test_what_is_not_a_checkpoint_of_pynet_is_told_so(tmp_path):
+    with pytest.raises(DataError, match=r"a\.ckpt: is not a checkpoint of PyNET .*\[3, 5\]"):
+        checkpoints.network_of(save(1, tmp_path / "a.ckpt"))
 
 
 # Files that are not right --------------------------------------------------------------------------------------------
@@ -110,19 +123,23 @@ def test_name_of_the_folder_in_which_the_scripts_run_does_not_confuse_it(tmp_pat
 
 def test_missing_variable_is_named(tmp_path):
     prefix = save(1, tmp_path / "a.ckpt")
-    assert_restore_fails(prefix, prefix, "generator/Variable_2", target=variables(2, ((3, 5), (4,), (2, 2))))
+    assert_restore_fails(prefix, prefix, "generator/Variable_2 is missing", "written by another network",
+                         target=variables(2, ((3, 5), (4,), (2, 2))))
 
 
-def test_wrong_shape_is_named_with_both_shapes(tmp_path):
+def test_wrong_shapes_are_named_by_the_first_with_both_its_shapes_and_the_number_of_others(tmp_path):
     prefix = save(1, tmp_path / "a.ckpt")
-    assert_restore_fails(prefix, prefix, "generator/Variable_1", "[4]", "[6]", target=variables(2, ((3, 5), (6,))))
+    assert_restore_fails(prefix, prefix, "generator/Variable_1 is [4], this network's is [6];",
+                         target=variables(2, ((3, 5), (6,))))
+    assert_restore_fails(prefix, prefix, "generator/Variable is [3, 5], this network's is [3, 6] (and 1 others);",
+                         "written by another network", target=variables(2, ((3, 6), (6,))))
 
 
 def test_more_variables_than_needed_do_no_harm(tmp_path):
     prefix = tmp_path / "a.ckpt"
-    utils.save_checkpoint(variables(1) | {"global_step": tf.Variable(7)}, prefix)
+    checkpoints.save_checkpoint(variables(1) | {"global_step": tf.Variable(7)}, prefix)
     restored = variables(2)
-    utils.restore_checkpoint(restored, prefix)
+    checkpoints.restore_checkpoint(restored, prefix)
     assert values_of(restored) == values_of(variables(1))
 
 
@@ -164,7 +181,7 @@ def test_a_flipped_byte_in_the_index_changes_no_value(tmp_path):
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1:])
         target = variables(99)
         try:
-            utils.restore_checkpoint(target, prefix)
+            checkpoints.restore_checkpoint(target, prefix)
             assert values_of(target) == values_of(variables(1)), place
         except DataError as error:
             failed += 1
@@ -177,25 +194,25 @@ def test_a_flipped_byte_in_the_index_changes_no_value(tmp_path):
 
 def test_saved_iterations_are_in_numeric_order(workplace):
     for iteration in (9, 1000, 10, 200):
-        save(iteration, utils.checkpoint_prefix(7, iteration))
-    assert utils.saved_iterations(7) == [9, 10, 200, 1000]
+        save(iteration, checkpoints.checkpoint_prefix(7, iteration))
+    assert checkpoints.saved_iterations(7) == [9, 10, 200, 1000]
 
 
 def test_last_saved_is_found_and_any_other_on_demand(workplace):
     for iteration in (9, 10):
-        save(iteration, utils.checkpoint_prefix(7, iteration))
-    assert utils.find_checkpoint(7) == (utils.checkpoint_prefix(7, 10), 10)
-    assert utils.find_checkpoint(7, 9) == (utils.checkpoint_prefix(7, 9), 9)
+        save(iteration, checkpoints.checkpoint_prefix(7, iteration))
+    assert checkpoints.find_checkpoint(7) == (checkpoints.checkpoint_prefix(7, 10), 10)
+    assert checkpoints.find_checkpoint(7, 9) == (checkpoints.checkpoint_prefix(7, 9), 9)
 
 
 def test_foreign_and_half_files_are_no_checkpoints(workplace):
-    save(1, utils.checkpoint_prefix(7, 3))
-    save(1, utils.checkpoint_prefix(6, 4))
+    save(1, checkpoints.checkpoint_prefix(7, 3))
+    save(1, checkpoints.checkpoint_prefix(6, 4))
     for name in ("pynet_level_7_iteration_5.ckpt.index", "pynet_level_7_iteration_6.ckpt.data-00000-of-00001",
                  "pynet_level_7_iteration_x.ckpt.index", "pynet_level_7_iteration_7.ckpt.index.partial",
                  "pynet_level_7_iteration_8.meta", "checkpoint", "logs.txt", "xpynet_level_7_iteration_8.ckpt.index"):
         (utils.MODELS / name).touch()
-    assert utils.saved_iterations(7) == [3]
+    assert checkpoints.saved_iterations(7) == [3]
 
 
 def test_folder_of_a_save_in_progress_is_never_counted(workplace):
@@ -204,51 +221,33 @@ def test_folder_of_a_save_in_progress_is_never_counted(workplace):
     for folder in (writing, utils.MODELS):
         save(1, folder / "pynet_level_7_iteration_3.ckpt")
     save(1, writing / "pynet_level_7_iteration_5.ckpt")
-    assert utils.saved_iterations(7) == [3]
+    assert checkpoints.saved_iterations(7) == [3]
 
 
 def test_without_a_checkpoint_the_command_that_makes_one_is_named(workplace):
-    with pytest.raises(DataError, match=r"level 7.*python train_model\.py level=7"):
-        utils.find_checkpoint(7)
+    with pytest.raises(DataError, match=r"level 4: .*python train_model\.py level=4 batch_size=14\)"):
+        checkpoints.find_checkpoint(4)
 
 
 def test_iteration_that_was_not_saved_is_answered_with_those_that_were(workplace):
     for iteration in (9, 10):
-        save(1, utils.checkpoint_prefix(7, iteration))
+        save(1, checkpoints.checkpoint_prefix(7, iteration))
     with pytest.raises(DataError, match="iteration_8.*9, 10"):
-        utils.find_checkpoint(7, 8)
+        checkpoints.find_checkpoint(7, 8)
 
 
-# The released weights ------------------------------------------------------------------------------------------------
+# The released and the small weights ----------------------------------------------------------------------------------
 
 
-def test_released_weights_are_found_under_their_usual_name(workplace):
-    utils.ORIGINAL.mkdir()
-    for name in ("pynet_bokeh_level_0", "another"):
-        save(1, utils.ORIGINAL / name)
-    assert utils.find_original() == utils.ORIGINAL / "pynet_bokeh_level_0"
-
-
-@pytest.mark.parametrize("name", ["pynet_level_0_iteration_100000.ckpt", "v1.5", "100%"])
-def test_released_weights_are_found_under_another_name_when_alone(workplace, name):
-    utils.ORIGINAL.mkdir()
-    save(1, utils.ORIGINAL / name)
-    restored = variables(2)
-    utils.restore_checkpoint(restored, utils.find_original())
-    assert values_of(restored) == values_of(variables(1))
-
-
-def test_two_sets_of_released_weights_are_named(workplace):
-    utils.ORIGINAL.mkdir()
-    for name in ("first", "second"):
-        save(1, utils.ORIGINAL / name)
-    with pytest.raises(DataError, match="first.*second"):
-        utils.find_original()
-
-
-def test_missing_released_weights_are_answered_with_what_goes_where(workplace):
-    with pytest.raises(DataError, match=r"models/original.*pynet_bokeh_level_0\.index"):
-        utils.find_original()
+@pytest.mark.parametrize("find, prefix", [(checkpoints.find_original, "models/original/pynet_bokeh_level_0"),
+                                          (checkpoints.find_small, "models/small/pynet_bokeh_small")])
+def test_weights_that_are_not_ours_are_found_under_their_name_or_named(find, prefix, workplace):
+    prefix = pathlib.Path(prefix)
+    with pytest.raises(DataError, match=rf"{prefix.parent}/ holds no .*{prefix.name}\.index"):
+        find()
+    prefix.parent.mkdir()
+    save(1, prefix)
+    assert find() == prefix and checkpoints.iteration_of(prefix) is None
 
 
 # A crash while writing -----------------------------------------------------------------------------------------------
@@ -286,7 +285,7 @@ def crash_at(n):
         yield steps
 
 
-def crash_points(prepare):
+def crash_points(prepare, **options):
     """Saves value 2 as iteration 10 with a crash at the 1st, 2nd ... step, each time in a fresh models/.
 
     Yields after each crash, and ends when a save came through.
@@ -297,7 +296,7 @@ def crash_points(prepare):
         prepare()
         with crash_at(n) as steps:
             try:
-                save(2, utils.checkpoint_prefix(7, 10))
+                checkpoints.save_checkpoint(variables(2), checkpoints.checkpoint_prefix(7, 10), **options)
                 assert n > 5 and "SaveV2" in steps
                 return
             except Crash:
@@ -307,14 +306,14 @@ def crash_points(prepare):
 
 def restored_from(iteration):
     restored = variables(99)
-    utils.restore_checkpoint(restored, utils.checkpoint_prefix(7, iteration))
+    checkpoints.restore_checkpoint(restored, checkpoints.checkpoint_prefix(7, iteration))
     return values_of(restored)
 
 
 def test_after_a_crash_the_new_checkpoint_is_whole_or_does_not_count(workplace):
     outcomes = set()
-    for _ in crash_points(prepare=lambda: save(1, utils.checkpoint_prefix(7, 9))):
-        saved = utils.saved_iterations(7)
+    for _ in crash_points(prepare=lambda: save(1, checkpoints.checkpoint_prefix(7, 9))):
+        saved = checkpoints.saved_iterations(7)
         assert saved in ([9], [9, 10])
         assert restored_from(9) == values_of(variables(1))
         if 10 in saved:
@@ -325,24 +324,31 @@ def test_after_a_crash_the_new_checkpoint_is_whole_or_does_not_count(workplace):
 
 def test_after_a_crash_a_checkpoint_of_the_same_name_is_the_old_or_the_new_one_in_whole(workplace):
     outcomes = set()
-    for _ in crash_points(prepare=lambda: save(1, utils.checkpoint_prefix(7, 10))):
-        assert utils.saved_iterations(7) == [10]
+    for _ in crash_points(prepare=lambda: save(1, checkpoints.checkpoint_prefix(7, 10))):
+        assert checkpoints.saved_iterations(7) == [10]
         assert restored_from(10) in (values_of(variables(1)), values_of(variables(2)))
         outcomes.add(str(restored_from(10)))
     assert len(outcomes) == 2
 
 
 def test_after_a_crash_the_same_checkpoint_can_be_saved_and_nothing_is_left_over(workplace):
-    for _ in crash_points(prepare=lambda: save(1, utils.checkpoint_prefix(7, 10))):
-        save(3, utils.checkpoint_prefix(7, 10))
+    for _ in crash_points(prepare=lambda: save(1, checkpoints.checkpoint_prefix(7, 10))):
+        save(3, checkpoints.checkpoint_prefix(7, 10))
         assert restored_from(10) == values_of(variables(3))
-        prefix = utils.checkpoint_prefix(7, 10).name
+        prefix = checkpoints.checkpoint_prefix(7, 10).name
         assert sorted(os.listdir(utils.MODELS)) == [prefix + DATA, prefix + INDEX]
+
+
+def test_what_a_crash_left_of_a_save_is_discarded_with_its_level(workplace):
+    for level in (7, 6):
+        (utils.MODELS / f".pynet_level_{level}_iteration_10.ckpt.writing").mkdir()
+    checkpoints.discard_half_saves(7)
+    assert os.listdir(utils.MODELS) == [".pynet_level_6_iteration_10.ckpt.writing"]
 
 
 def test_a_save_that_fails_leaves_the_older_checkpoint(workplace, monkeypatch):
     """As on a full disk."""
-    save(1, utils.checkpoint_prefix(7, 10))
+    save(1, checkpoints.checkpoint_prefix(7, 10))
 
     def full_disk(**_):
         raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
@@ -350,6 +356,45 @@ def test_a_save_that_fails_leaves_the_older_checkpoint(workplace, monkeypatch):
     with monkeypatch.context() as patches:
         patches.setattr(tf.raw_ops, "SaveV2", full_disk)
         with pytest.raises(DataError, match="No space left"):
-            save(2, utils.checkpoint_prefix(7, 10))
-    assert utils.saved_iterations(7) == [10]
+            save(2, checkpoints.checkpoint_prefix(7, 10))
+    assert checkpoints.saved_iterations(7) == [10]
     assert restored_from(10) == values_of(variables(1))
+
+
+# What earlier runs left ----------------------------------------------------------------------------------------------
+
+
+def leave_an_earlier_run():
+    for iteration in (5, 8):
+        save(1, checkpoints.checkpoint_prefix(7, iteration))
+    checkpoints.save_checkpoint(variables(1), checkpoints.resume_prefix(7), {"run": 1})
+    (utils.MODELS / "pynet_level_7.json").write_text("card")
+    save(1, checkpoints.checkpoint_prefix(6, 5))
+
+
+def contents(folder):
+    """{name: content} of the files in a folder and all below it."""
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_checkpoints_state_and_card_of_a_level_move_to_a_folder_of_that_time_and_other_levels_stay(workplace):
+    leave_an_earlier_run()
+    before = contents(utils.MODELS)
+    folder = checkpoints.move_to_older(7)
+    assert re.fullmatch(r"models/older/\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", str(folder))
+    assert contents(folder) == {name: content for name, content in before.items() if "level_7" in name}
+    assert len(contents(folder)) == 2 * 2 + 3 + 1
+    assert checkpoints.saved_iterations(6) == [5] and checkpoints.saved_iterations(7) == []
+    with pytest.raises(DataError, match=r"no checkpoint of level 7 \(earlier runs are in models/older/\)"):
+        checkpoints.find_checkpoint(7)
+    assert checkpoints.move_to_older(7) is None
+
+
+def test_a_crash_while_they_are_moved_loses_none_of_their_files(workplace):
+    leave_an_earlier_run()
+    earlier, outcomes = contents(utils.MODELS), set()
+    for _ in crash_points(leave_an_earlier_run, before_replacing=lambda: checkpoints.move_to_older(7)):
+        outcomes.add(tuple(checkpoints.saved_iterations(7)))
+        left = contents(utils.MODELS)
+        assert {name: left.get(name) for name in earlier} == earlier
+    assert {(5, 8), (), (10,)} <= outcomes

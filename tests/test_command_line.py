@@ -3,28 +3,34 @@
     python tests/test_command_line.py     prints the wrong calls with their answers
 """
 
+import re
 import shlex
 import sys
 
 import pytest
+from conftest import REPOSITORY
 
 import test_model
 import train_model
 import utils
+from support import devices, runs
 from utils import DataError, UsageError
 
 SCRIPTS = {"train_model.py": train_model, "test_model.py": test_model}
 
-DEFAULTS = {  # as the help text and the README show them
+DEFAULTS = {  # as the help text shows them
     "train_model.py": {
-        "level": "obligatory", "batch_size": "50", "micro_batch": "its whole part of the batch",
-        "precision": "float32", "train_size": "4894", "eval_step": "1000", "learning_rate": "5e-05",
-        "restore_iter": "last saved",
+        "level": "required", "batch_size": "50", "micro_batch": "its whole part of the batch", "patch_size": "512",
+        "width": "1", "kernel_start": "paper at width 1, else he", "precision": "float32", "train_size": "4894",
+        "eval_step": "1000", "learning_rate": "5e-05", "restore_iter": "last saved",
         "num_train_iters": "5000, 5000, 20000, 20000, 30000, 80000, 100000 for levels 7 ... 1",
-        "vgg_dir": "vgg_pretrained/imagenet-vgg-verydeep-19.mat", "dataset_dir": "ebb_dataset/", "use_depth": "true"},
-    "test_model.py": {"level": "1", "orig": "false", "restore_iter": "last saved", "use_gpu": "true",
-                      "precision": "float32",
-                      "dataset_dir": "ebb_dataset/", "images_dir": "none", "depth_dir": "none", "max_side": "as they are"}}
+        "vgg_dir": "vgg_pretrained/imagenet-vgg-verydeep-19.mat", "dataset_dir": "ebb_dataset/", "val_size": "0",
+        "use_depth": "true", "resume": "false", "seed": "0", "max_to_keep": "100"},
+    "test_model.py": {
+        "level": "1", "orig": "false", "restore_iter": "last saved", "use_gpu": "true", "precision": "float32",
+        "dataset_dir": "ebb_dataset/", "val_size": "0", "small": "false", "images_dir": "none", "depth_dir": "none",
+        "max_side": "as they are"},
+}
 
 WRONG_CALLS = {  # the call, and what its one line has to say
     # the level
@@ -94,8 +100,22 @@ WRONG_CALLS = {  # the call, and what its one line has to say
     "train_model.py level=7 num_train_iters=1e4": ["num_train_iters=1e4", "whole number"],
     "train_model.py level=7 vgg_dir=": ["vgg_dir=", "path"],
     "train_model.py level=7 'dataset_dir= '": ["dataset_dir=", "path"],
+    "train_model.py level=7 patch_size=0": ["patch_size=0", "32 or more"],
+    "train_model.py level=7 patch_size=512x512": ["patch_size=512x512", "whole number"],
+    "train_model.py level=7 patchsize=256": ["patchsize=256", "did you mean patch_size="],
+    "train_model.py level=7 width=0.3": ["width=0.3", "1, 0.5, 0.25 or 0.125"],
+    "train_model.py level=7 width=2": ["width=2", "1, 0.5, 0.25 or 0.125"],
+    "train_model.py level=7 kernel_start=x": ["kernel_start=x", "paper or he"],
+    "train_model.py level=7 precision=float8": ["precision=float8", "float32, bfloat16 or float16"],
+    "train_model.py level=7 val_size=-1": ["val_size=-1", "0 or more"],
+    "train_model.py level=7 use_depth=no": ["use_depth=no", "true or false"],
+    "train_model.py level=7 resume": ["resume=VALUE"],
+    "train_model.py level=7 seed=-1": ["seed=-1", "from 0"],
+    "train_model.py level=7 max_to_keep=0": ["max_to_keep=0", "1 or more"],
     # what does not go together
     "train_model.py level=7 restore_iter=1000": ["restore_iter", "level 7"],
+    "train_model.py level=7 patch_size=500": ["patch_size=500", "multiple of 32"],
+    "train_model.py level=7 micro_batch=3 batch_size=2": ["micro_batch=3", "at most batch_size=2"],
     # the other script
     "test_model.py level=0": ["level=0", "from 1 to 7"],
     "test_model.py level=8": ["level=8", "from 1 to 7"],
@@ -109,6 +129,8 @@ WRONG_CALLS = {  # the call, and what its one line has to say
     "test_model.py restore_iter=0": ["restore_iter=0", "1 or more"],
     "test_model.py restore_iter=latest": ["restore_iter=latest", "whole number"],
     "test_model.py orig=true restore_iter=1000": ["restore_iter", "orig=true"],
+    "test_model.py orig=true small=true": ["small", "orig=true", "give only one"],
+    "test_model.py small=true restore_iter=5": ["restore_iter", "small=true", "give only one"],
     "test_model.py use_gpu=0": ["use_gpu=0", "true or false"],
     "test_model.py use_gpu=": ["use_gpu=", "true or false"],
     "test_model.py usegpu=false": ["usegpu=false", "did you mean use_gpu="],
@@ -118,7 +140,10 @@ WRONG_CALLS = {  # the call, and what its one line has to say
     "test_model.py batch_size=5": ["batch_size=5"],
     "test_model.py depth_dir=depth": ["images_dir", "is missing"],
     "test_model.py images_dir=photos depth_dir=depth dataset_dir=ebb_dataset/": ["images_dir", "dataset_dir"],
+    "test_model.py images_dir=photos depth_dir=depth val_size=294": ["val_size", "data set"],
     "test_model.py images_dir=photos depth_dir=": ["depth_dir=", "path"],
+    "test_model.py images_dir=photos depth_dir=./photos/": ["depth_dir=./photos/", "depth maps"],
+    "test_model.py val_size=all": ["val_size=all", "whole number"],
     "test_model.py image_dir=photos": ["image_dir=photos", "did you mean images_dir="],
     "test_model.py depths_dir=depth": ["depths_dir=depth", "did you mean depth_dir="],
     "test_model.py max_side=1024": ["max_side", "images_dir"],
@@ -172,18 +197,36 @@ def test_script_as_a_process_answers_a_wrong_call_with_one_line_and_status_2(tmp
 # What is missing on the disk -----------------------------------------------------------------------------------------
 
 
-def test_level_6_without_level_7_is_answered_with_the_command_to_run(workplace, call, monkeypatch):
-    monkeypatch.setattr(utils, "start_tensorflow", lambda *_: pytest.fail("asked for TensorFlow"))
+@pytest.fixture
+def without_tensorflow(monkeypatch):
+    monkeypatch.setattr(devices, "start_tensorflow", lambda *_, **__: pytest.fail("asked for TensorFlow"))
+
+
+def test_level_6_without_level_7_is_answered_with_the_command_to_run(workplace, call, without_tensorflow):
     done = call(train_model, "level=6")
     assert done.status == 1
-    assert done.err.count("\n") == 1 and "python train_model.py level=7" in done.err
+    assert done.err.count("\n") == 1 and "python train_model.py level=7 batch_size=50" in done.err
 
 
-def test_missing_data_set_is_named_before_tensorflow_is_imported(workplace, call, monkeypatch):
-    monkeypatch.setattr(utils, "start_tensorflow", lambda *_: pytest.fail("asked for TensorFlow"))
+def test_level_1_without_vgg_19_is_answered_with_what_to_do(workplace, call, without_tensorflow, monkeypatch):
+    monkeypatch.setattr(runs, "find_start", lambda settings: (runs.Run(), "prefix", None))
+    done = call(train_model, "level=1")
+    assert done.status == 1 and done.err.count("\n") == 1
+    assert "vgg_pretrained/imagenet-vgg-verydeep-19.mat: no such file" in done.err and "vgg_dir=none" in done.err
+
+
+def test_data_set_to_train_with_that_is_missing_is_named_before_the_network_is_built(workplace, call, monkeypatch):
+    monkeypatch.setattr(train_model, "train", lambda *_: pytest.fail("began to train"))
     done = call(train_model, "level=7", "dataset_dir=nowhere")
     assert done.status == 1
     assert done.err.startswith("error: ") and "nowhere/train/original" in done.err and "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("arguments", [[], ["orig=true"], ["small=true"]])
+def test_without_a_data_set_to_measure_own_photos_are_named_as_well(workplace, call, without_tensorflow, arguments):
+    done = call(test_model, *arguments)
+    assert done.status == 1 and done.err.count("\n") == 1
+    assert "ebb_dataset/: no such folder" in done.err and "images_dir=FOLDER" in done.err
 
 
 @pytest.mark.parametrize("error, status", [(UsageError("it"), 2), (DataError("it"), 1)])
@@ -216,6 +259,9 @@ def test_default_iterations_are_the_papers_schedule():
 
 @pytest.mark.parametrize("script, arguments, name, value", [
     (train_model, ["level=7"], "level", 7), (train_model, ["level=7"], "batch_size", 50),
+    (train_model, ["level=7"], "micro_batch", None), (train_model, ["level=7"], "kernel_start", None),
+    (train_model, ["level=7"], "width", "1"), (train_model, ["level=7", "width=0.25"], "width", "0.25"),
+    (train_model, ["level=7", "precision=Float16"], "precision", "float16"),
     (train_model, ["level=7"], "learning_rate", 5e-5), (train_model, ["level=7"], "restore_iter", None),
     (train_model, ["batch_size=3", "level=1"], "batch_size", 3),
     (train_model, ["level=7", "learning_rate=1e-4"], "learning_rate", 1e-4),
@@ -240,15 +286,23 @@ def test_help_shows_every_parameter_with_its_default_and_one_line_of_meaning(wor
     assert f"python {script}" in done.out.splitlines()[0]
     for parameter in SCRIPTS[script].PARAMETERS:
         [line] = [line for line in done.out.splitlines() if line.split()[:1] == [parameter.name]]
-        assert parameter.meaning in line and parameter.shown_default() in line
+        assert parameter.meaning in line and line.endswith(f"[{parameter.shown_default()}]")
+
+
+@pytest.mark.parametrize("name, words", [("precision", "float32, bfloat16 or float16"), ("kernel_start", "paper or he"),
+                                         ("width", "1, 0.5, 0.25 or 0.125")])
+def test_help_lists_the_words_that_a_parameter_takes(workplace, call, name, words):
+    [line] = re.findall(rf"^  {name} .*", call(train_model, "help").out, re.MULTILINE)
+    assert f"({words}) [" in line
 
 
 # Importing -----------------------------------------------------------------------------------------------------------
 
 
 def test_importing_a_module_does_no_work_and_brings_no_tensorflow(tmp_path, run_python):
-    done = run_python("import sys, utils, load_dataset, train_model, test_model; print('tensorflow' in sys.modules)",
-                      cwd=tmp_path)
+    modules = ["utils", "load_dataset", "train_model", "test_model",
+               *(f"support.{path.stem}" for path in (REPOSITORY / "support").glob("[a-z]*.py"))]
+    done = run_python(f"import sys, {', '.join(modules)}; print('tensorflow' in sys.modules)", cwd=tmp_path)
     assert done == (0, "False\n", "") and list(tmp_path.iterdir()) == []
 
 

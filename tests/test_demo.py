@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import test_model
 import train_model
@@ -15,9 +14,10 @@ def test_every_call_is_one_that_the_scripts_take():
     known = {"train_model.py": train_model, "test_model.py": test_model}
     calls = [(script, utils.parse_arguments(arguments, known[script].PARAMETERS, ""))
              for script, *arguments in demo.commands(seed=3)]
-    assert [settings.level for script, settings in calls if script == "train_model.py"] == [7, 6, 5, 4, 3, 2, 1]
-    assert [settings.level for script, settings in calls if script == "test_model.py"] == list(demo.RENDERED_LEVELS)
-    assert {settings.seed for script, settings in calls if script == "train_model.py"} == {3}
+    trained = [settings for script, settings in calls if script == "train_model.py"]
+    assert [settings.level for settings in trained] == [7, 6, 5, 4, 3, 2, 1]
+    assert {settings.seed for settings in trained} == {3}
+    assert calls[-1][0] == "test_model.py" and calls[-1][1].level == 1
 
 
 def test_a_folder_that_is_not_the_demos_is_left_as_it_is(workplace):
@@ -29,42 +29,49 @@ def test_a_folder_that_is_not_the_demos_is_left_as_it_is(workplace):
 
 def test_an_earlier_demo_is_replaced_and_the_users_own_models_stay(workplace):
     demo.prepare_folder()
-    (demo.FOLDER / "models").mkdir()
+    (demo.FOLDER / "models" / "tensorboard").mkdir(parents=True)
     (utils.MODELS / "logs.txt").write_text("mine")
     demo.prepare_folder()
-    assert not (demo.FOLDER / "models").exists() and (utils.MODELS / "logs.txt").read_text() == "mine"
+    assert not (demo.FOLDER / "models" / "tensorboard").exists() and (utils.MODELS / "logs.txt").read_text() == "mine"
 
 
-def test_too_little_disk_is_said_before_anything_is_written(workplace, monkeypatch):
-    monkeypatch.setattr(utils, "free_space", lambda folder: 2e9)
-    with pytest.raises(DataError, match="needs 3 GB of disk"):
-        demo.prepare_folder()
-
-
-def test_contact_sheet_shows_the_photo_and_the_crops_of_all_levels(workplace):
+@pytest.fixture
+def rendered_scene(workplace):
+    """What the demo has after the small network rendered its test photo: red files, and a green result."""
     demo.prepare_folder()
-    size = {"original": (300, 200), "original_depth": (150, 100), "bokeh": (300, 200)}
-    for kind, shape in size.items():
+    for kind, shape in {"original": (300, 200), "original_depth": (150, 100), "bokeh": (300, 200)}.items():
         suffix = "png" if kind == "original_depth" else "jpg"
         write(demo.FOLDER / "ebb_dataset/test" / kind / f"0.{suffix}", shape, (200, 0, 0))
-    for level in demo.RENDERED_LEVELS:
-        name = f"0_level_{level}_iteration_{demo.SCHEDULE[level].iterations}.png"
-        write(demo.FOLDER / "results/full-resolution" / name, (300, 200), (0, 200, 0))
+    write(demo.FOLDER / "results/full-resolution/0_level_1_small.png", (300, 200), (0, 200, 0))
+
+
+def test_the_first_sheet_shows_photo_depth_map_result_and_target(rendered_scene):
+    demo.write_sheet()
+    red, green, blue = areas_of_colours()
+    panel = demo.PHOTO_HEIGHT * demo.PHOTO_HEIGHT * 3 / 2
+    assert (red, green, blue) == (pytest.approx(3 * panel, rel=0.02), pytest.approx(panel, rel=0.02), 0)
+
+
+def test_the_last_sheet_adds_the_crops_of_all_levels(rendered_scene):
     log = []
-    for level, training in demo.SCHEDULE.items():
+    for level, iterations in demo.SCHEDULE.items():
         write(demo.crop_file(level), (90, 30), (0, 0, 200))
-        log += [f"# now | level={level} batch_size=1", "step 0 | training: nan, test: 9 | mse: 0.1, psnr: 9.5, l1: 0.1",
-                f"step {training.iterations} | training: 1, test: 9 | mse: 0.1, psnr: 1{level}.5, l1: 0.1"]
-    (demo.FOLDER / "models").mkdir()
+        log += [f"# now | level={level} batch_size=1", "step 0 | training: -, test: 9 | mse: 0.1, psnr: 9.5, l1: 0.1",
+                f"step {iterations} | training: 1, test: 9 | mse: 0.1, psnr: 1{level}.5, l1: 0.1"]
+    (demo.FOLDER / "models").mkdir(exist_ok=True)
     (demo.FOLDER / "models/logs.txt").write_text("\n".join(log))
 
     assert demo.psnr_by_level() == {level: f"1{level}.5" for level in demo.SCHEDULE}
-    sheet = np.asarray(demo.contact_sheet()).astype(int)
-    red, green, blue = (np.sum((sheet[..., channel] > 150) & (sheet.sum(-1) < 300)) for channel in range(3))
-    panel = demo.PHOTO_HEIGHT * demo.PHOTO_HEIGHT * 3 / 2
-    assert red == pytest.approx(3 * panel, rel=0.02)  # photo, depth and target
-    assert green == pytest.approx(2 * panel, rel=0.02)
+    demo.write_sheet()
+    _, _, blue = areas_of_colours()
     assert blue == pytest.approx(7 * demo.CROP_HEIGHT * demo.CROP_HEIGHT * 3, rel=0.02)
+
+
+def areas_of_colours():
+    """Pixels of the sheet that are red, green and blue."""
+    import imageio.v3 as iio
+    sheet = iio.imread(demo.SHEET).astype(int)
+    return [int(np.sum((sheet[..., channel] > 150) & (sheet.sum(-1) < 300))) for channel in range(3)]
 
 
 def write(path, size, colour):

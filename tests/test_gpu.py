@@ -1,14 +1,12 @@
 """What only a GPU can show. Skipped, with the reason, where TensorFlow sees none."""
 
 import os
-import pathlib
 import shutil
 import subprocess
 import sys
 
 import pytest
-
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+from conftest import QUICK, REPOSITORY
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +28,7 @@ def run():
 
 
 def test_outputs_on_a_gpu_are_near_those_on_the_cpu(run):
-    print(run("""
+    run("""
 import numpy as np, tensorflow as tf, model
 tf.config.experimental.enable_tensor_float_32_execution(False)
 network = model.network_for_level(model.build_pynet(seed=1), 1)
@@ -38,12 +36,13 @@ images = np.random.default_rng(0).random((1, 64, 96, 4), np.float32)
 with tf.device("CPU"):
     expected = network(images).numpy()
 assert np.abs(network(images).numpy() - expected).max() < 1e-4
-"""))
+""")
 
 
 def test_layers_and_their_gradients_on_a_gpu_equal_keras(run):
     run(f"""
 import sys, tensorflow as tf
+assert tf.config.list_logical_devices("GPU")
 sys.path.append({str(REPOSITORY / "tests")!r})
 import test_network
 tf.config.experimental.enable_tensor_float_32_execution(False)
@@ -55,20 +54,13 @@ for activation in (None, "leaky_relu"):
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
-def test_level_7_trains_on_a_gpu_in_every_precision(run, precision, dataset, tmp_path):
+def test_level_7_trains_on_a_gpu_in_every_precision(run, precision, small_dataset, tmp_path):
+    arguments = ["level=7", *QUICK, "micro_batch=2", f"precision={precision}", "num_train_iters=3",
+                 f"dataset_dir={small_dataset}"]
+    arguments[arguments.index("batch_size=1")] = "batch_size=4"
     printed = run(f"""
 import train_model
-assert train_model.main(["level=7", "batch_size=4", "micro_batch=2", "precision={precision}", "num_train_iters=3",
-                         "vgg_dir=none", "dataset_dir={dataset}"]) == 0
+assert train_model.main({arguments}) == 0
 """, cwd=tmp_path)
     assert "Computing on the CPU" not in printed and "step 3 |" in printed
 
-
-def test_pairs_are_shrunk_to_the_same_pixels_where_there_is_a_gpu(run):
-    run("""
-import numpy as np, load_dataset
-from PIL import Image
-image = np.random.default_rng(0).integers(0, 256, (512, 768, 3), np.uint8)
-expected = np.asarray(Image.fromarray(image).resize((384, 256), Image.Resampling.BICUBIC))
-np.testing.assert_array_equal(load_dataset.shrink(image, 2), expected)
-""")

@@ -1,6 +1,7 @@
-"""load_dataset.py: what one training pair looks like, how pairs stream, and what is said about bad files.
+"""load_dataset.py: what one training pair looks like, in which order pairs come, which files belong together.
 
-Photos made here are saved as PNG, so that no JPEG decoder stands between them and the numbers.
+Photos made here are random noise, so that every pixel counts, and small, for patches of 64 pixels. They are PNGs, so
+that no JPEG decoder stands between them and the numbers.
 """
 
 import hashlib
@@ -17,33 +18,38 @@ from PIL import Image
 
 import load_dataset
 from load_dataset import Pair
-from tools import make_demo_dataset
 from utils import DataError
 
-LEVELS = (7, 6, 5, 4, 3, 2, 1)
-PATCH = 512
+LEVELS = range(1, 8)
+P = 64  # patch_size of most tests
 FOLDERS = ("original", "original_depth", "bokeh")
 EBB_SAMPLES = os.environ.get("EBB_SAMPLES")
+
+
+def noise(width, height, *channels, seed=0):
+    return np.random.default_rng([seed, len(channels)]).integers(0, 256, (height, width, *channels), np.uint8)
 
 
 def save_image(path, image):
     path.parent.mkdir(parents=True, exist_ok=True)
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path, compress_level=1)
-    return path
 
 
-def save_pair(folder, name, photo, depth, bokeh):
-    """FOLDER/original/NAME.png and so on; gives the files' paths."""
-    return [save_image(folder / kind / f"{name}.png", image)
-            for kind, image in zip(FOLDERS, (photo, depth, bokeh)) if image is not None]
+def save_pair(folder, name, photo, depth, bokeh=None, suffixes=(".png", ".png", ".png")):
+    """Writes FOLDER/original/NAME.png and so on."""
+    for kind, suffix, image in zip(FOLDERS, suffixes, (photo, depth, bokeh)):
+        if image is not None:
+            save_image(folder / kind / f"{name}{suffix}", image)
 
 
 def bicubic(image, width, height):
-    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+    return np.asarray(Image.fromarray(np.asarray(image)).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def sha256(array):
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+def training_pairs(folder, patch_size=P):
+    pairs, problems = load_dataset.survey(folder, "train", for_training=True, patch_size=patch_size)
+    assert not problems
+    return pairs
 
 
 # One training pair: photos as the original loaded them ---------------------------------------------------------------
@@ -60,6 +66,10 @@ def real_pair(name):
         return Pair(photo.stem, photo, photo.parents[1] / "depth_maps" / f"{photo.stem}.png", photo, image.size)
 
 
+def sha256(array):
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
 @with_real_photos
 def test_inputs_of_real_photos_equal_the_originals_bit_by_bit(reference):
     for name, expected in reference("loading.json")["inference_inputs"].items():
@@ -70,9 +80,11 @@ def test_inputs_of_real_photos_equal_the_originals_bit_by_bit(reference):
 
 
 @with_real_photos
-def test_training_targets_of_real_photos_equal_the_originals_bit_by_bit(reference):
+def test_patches_of_real_photos_equal_the_originals_bit_by_bit(reference):
     for expected in reference("loading.json")["training_targets"]:
-        _, target = load_dataset.load_patch(real_pair(expected["image"]), expected["level"], expected["patch_left"], 0)
+        pair, left = real_pair(expected["image"]), expected["patch_left"]
+        patch, target = load_dataset.load_patch(pair, expected["level"], left, 0)
+        np.testing.assert_array_equal(patch, load_dataset.load_input(pair)[:512, left:left + 512])
         assert list(target.shape) == expected["shape"]
         assert target.mean() == pytest.approx(expected["mean"], rel=1e-12)
         assert sha256(target) == expected["uint8_sha256"], expected
@@ -81,91 +93,59 @@ def test_training_targets_of_real_photos_equal_the_originals_bit_by_bit(referenc
 # One training pair: generated photos ---------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=[(1088, 1026), (1095, 1031)], ids=["even", "odd"])
+@pytest.fixture(scope="module", params=[(200, 160), (128, 128), (135, 171), (128, 196), (128, 300), (300, 129)],
+                ids="{0[0]}x{0[1]}".format)
 def scene(request, tmp_path_factory):
-    """(photo, depth, bokeh) as Pillow images, and the `Pair` of their files."""
-    images = [Image.fromarray(image) for image in make_demo_dataset.make_scene(request.param, 5)]
+    """(photo, depth, bokeh) as arrays, and the `Pair` of their files, for photos of many shapes."""
+    width, height = request.param
+    images = noise(width, height, 3), noise(width // 2, height // 2), noise(width, height, 3, seed=1)
     folder = tmp_path_factory.mktemp("scene")
-    for split in ("train", "test"):
-        save_pair(folder / split, "7", *images)
-    return *images, load_dataset.find_training_pairs(folder, "train")[0]
+    save_pair(folder / "train", "7", *images)
+    return *images, training_pairs(folder)[0]
 
 
 def test_input_is_the_whole_photo_halved_bicubically_with_the_depth_map_as_fourth_channel(scene):
     photo, depth, _, pair = scene
     array = load_dataset.load_input(pair)
     assert array.dtype == np.uint8
-    np.testing.assert_array_equal(array[..., :3], bicubic(photo, photo.width // 2, photo.height // 2))
-    np.testing.assert_array_equal(array[..., 3], np.asarray(depth))
+    np.testing.assert_array_equal(array[..., :3], bicubic(photo, pair.size[0] // 2, pair.size[1] // 2))
+    np.testing.assert_array_equal(array[..., 3], depth)
 
 
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("left, top", [(0, 0), (20, 1), (32, 0)])
-def test_target_is_the_square_at_twice_the_patchs_place_cut_out_first_then_resized(scene, level, left, top):
-    photo, depth, bokeh, pair = scene
-    patch, target = load_dataset.load_patch(pair, level, left, top)
-    halved = bicubic(photo, photo.width // 2, photo.height // 2)
-    np.testing.assert_array_equal(patch[..., :3], halved[top:top + 512, left:left + 512])
-    np.testing.assert_array_equal(patch[..., 3], np.asarray(depth)[top:top + 512, left:left + 512])
-    square = bokeh.crop((2 * left, 2 * top, 2 * left + 1024, 2 * top + 1024))
-    side = 1024 // 2 ** (level - 1)
-    assert target.dtype == np.uint8
-    np.testing.assert_array_equal(target, bicubic(square, side, side))
-
-
-def test_target_of_level_1_is_the_bokeh_photos_own_pixels(scene):
+@pytest.mark.parametrize("patch_size", [64, 32])
+def test_patch_is_a_part_of_the_input_and_its_target_is_cut_out_first_then_resized(scene, patch_size):
     *_, bokeh, pair = scene
-    _, target = load_dataset.load_patch(pair, 1, 10, 1)
-    np.testing.assert_array_equal(target, np.asarray(bokeh)[2:1026, 20:1044])
+    whole = load_dataset.load_input(pair)
+    last_top, last_left = (side - patch_size for side in whole.shape[:2])
+    corners = itertools.product({0, min(3, last_left), last_left}, {0, last_top // 2, last_top})
+    for (left, top), level in itertools.product(corners, LEVELS):
+        patch, target = load_dataset.load_patch(pair, level, left, top, patch_size)
+        np.testing.assert_array_equal(patch, whole[top:top + patch_size, left:left + patch_size])
+        square = bokeh[2 * top:2 * (top + patch_size), 2 * left:2 * (left + patch_size)]
+        side = 2 * patch_size // 2 ** (level - 1)
+        np.testing.assert_array_equal(target, bicubic(square, side, side))
+        assert target.dtype == np.uint8
 
 
 @pytest.mark.parametrize("level", [1, 2, 3])
 def test_whole_target_is_the_bokeh_photo_resized_to_the_level_rounded_down(scene, level):
     *_, bokeh, pair = scene
-    expected = bicubic(bokeh, bokeh.width // 2 ** (level - 1), bokeh.height // 2 ** (level - 1))
+    expected = bicubic(bokeh, *(side // 2 ** (level - 1) for side in pair.size))
     np.testing.assert_array_equal(load_dataset.load_target(pair, level), expected)
 
 
-@pytest.mark.parametrize("level, side", [*zip(LEVELS, (16, 32, 64, 128, 256, 512, 1024))])
-def test_target_side_of_a_level(level, side):
-    assert load_dataset.target_side(level) == side
+def test_without_depth_the_channels_are_those_of_the_photo(scene):
+    pair, bare = scene[-1], scene[-1]._replace(depth=None)
+    np.testing.assert_array_equal(load_dataset.load_input(bare), load_dataset.load_input(pair)[..., :3])
+    (patch, target), (bare_patch, bare_target) = (load_dataset.load_patch(one, 4, 0, 0, P) for one in (pair, bare))
+    np.testing.assert_array_equal(bare_patch, patch[..., :3])
+    np.testing.assert_array_equal(bare_target, target)
 
 
-@pytest.mark.parametrize("factor", [2, 4, 8, 16, 32, 64])
-@pytest.mark.parametrize("rows, columns", [(5, 11), (16, 5)])
-def test_shrink_gives_pillows_pixels_up_to_the_frame(factor, rows, columns):
-    height, width = factor * rows, factor * columns
-    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    for image in (noise, (noise // 128) * np.uint8(255)):
-        rows_first = Image.fromarray(bicubic(Image.fromarray(image), width // factor, height))
-        expected = bicubic(rows_first, width // factor, height // factor)
-        np.testing.assert_array_equal(load_dataset.shrink(image, factor), expected)
-
-
-def test_what_is_compiled_ahead_is_all_that_a_patch_needs(scene):
-    pair, before = scene[-1], set(threading.enumerate())
-    load_dataset._compile_shrink.cache_clear()
-    load_dataset.compile_ahead([pair], 5)
-    for thread in set(threading.enumerate()) - before:
-        thread.join()
-    compiled = load_dataset._compile_shrink.cache_info()
-    assert compiled.currsize == (1 if pair.size[0] % 2 else 2)
-    load_dataset.load_patch(pair, 5, 0, 0)
-    assert load_dataset._compile_shrink.cache_info().misses == compiled.misses
-
-
-@pytest.mark.parametrize("subsampling, progressive", [(0, False), (1, False), (2, False), (2, True)])
-def test_patch_of_a_jpeg_equals_that_of_the_whole_photo_decoded_by_pillow(tmp_path, subsampling, progressive):
-    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 75, 3), np.uint8)).resize((1200, 1026))
-    files = [tmp_path / kind for kind in ("photo.jpg", "depth.png", "bokeh.jpg")]
-    for path in files[::2]:
-        noise.save(path, quality=95, subsampling=subsampling, progressive=progressive)
-    Image.new("L", (600, 513)).save(files[1])
-    decoded = Image.open(files[0])
-    for left, top in ((0, 0), (7, 1), (8, 0), (41, 1), (88, 0)):
-        patch, target = load_dataset.load_patch(Pair("1", *files, decoded.size), 1, left, top)
-        np.testing.assert_array_equal(patch[..., :3], bicubic(decoded, 600, 513)[top:top + 512, left:left + 512])
-        np.testing.assert_array_equal(target, np.asarray(decoded)[2 * top:2 * top + 1024, 2 * left:2 * left + 1024])
+def test_patches_have_512_pixels_and_targets_1024_to_16():
+    assert load_dataset.PATCH_SIZE == 512
+    assert [load_dataset.target_side(level) for level in LEVELS] == [1024, 512, 256, 128, 64, 32, 16]
+    assert [load_dataset.target_side(level, 128) for level in LEVELS] == [256, 128, 64, 32, 16, 8, 4]
 
 
 # Augmentation --------------------------------------------------------------------------------------------------------
@@ -176,43 +156,61 @@ def ground_truth_pairs(tmp_path_factory):
     """Two photos that are their own targets, with their halved green channel as depth map."""
     folder = tmp_path_factory.mktemp("ground_truth")
     for number in range(2):
-        photo, _, _ = make_demo_dataset.make_scene((1088, 1036), number)
-        green = bicubic(Image.fromarray(photo), 544, 518)[..., 1]
-        save_pair(folder / "train", str(number), photo, green, photo)
-    return load_dataset.find_training_pairs(folder, "train")
+        photo = noise(192, 140, 3, seed=number)
+        save_pair(folder / "train", str(number), photo, bicubic(photo, 96, 70)[..., 1], photo)
+    return training_pairs(folder)
 
 
 def place_in(whole, patch):
     """(left, top, (quarter turns, flipped)) of an augmented patch in its photo."""
     corners = {whole[top, left:left + 8].tobytes(): (left, top)
-               for top, left in itertools.product(*(range(side - PATCH + 1) for side in whole.shape[:2]))}
+               for top, left in itertools.product(*(range(side - P + 1) for side in whole.shape[:2]))}
     for turns, flipped in itertools.product(range(4), (False, True)):
         undone = np.rot90(np.flipud(patch) if flipped else patch, -turns)
         left, top = corners.get(undone[0, :8].tobytes(), (0, 0))
-        if np.array_equal(undone, whole[top:top + PATCH, left:left + PATCH]):
+        if np.array_equal(undone, whole[top:top + P, left:left + P]):
             return left, top, (turns, flipped)
     raise AssertionError("this patch is no part of its photo")
 
 
 def test_patch_depth_and_target_show_the_same_place_in_the_same_position(ground_truth_pairs):
     """At level 2 the target is as large as the patch, and equal but for the frame: halving sees beyond the patch."""
-    for batch in load_dataset.training_batches(ground_truth_pairs, 2, batch_size=4, train_size=2, first=1, last=4):
+    for batch in load_dataset.training_batches(ground_truth_pairs, 2, 4, train_size=2, first=1, last=4, patch_size=P):
         np.testing.assert_array_equal(batch.inputs[..., 3], batch.inputs[..., 1])
         np.testing.assert_array_equal(batch.inputs[:, 4:-4, 4:-4, :3], batch.targets[:, 4:-4, 4:-4])
 
 
 def test_patches_come_from_everywhere_in_all_quarter_turns_and_flips(ground_truth_pairs):
     wholes = {pair.name: load_dataset.load_input(pair) for pair in ground_truth_pairs}
-    places = [place_in(wholes[name], patch)
-              for batch in load_dataset.training_batches(ground_truth_pairs, 7, 8, train_size=2, first=1, last=6)
-              for name, patch in zip(batch.names, batch.inputs)]
+    batches = load_dataset.training_batches(ground_truth_pairs, 7, 8, train_size=2, first=1, last=8, patch_size=P)
+    places = [place_in(wholes[name], patch) for batch in batches for name, patch in zip(batch.names, batch.inputs)]
     lefts, tops, views = map(set, zip(*places))
     assert views == set(itertools.product(range(4), (False, True)))
-    assert tops == set(range(518 - PATCH + 1))
-    assert min(lefts) < 5 and max(lefts) > 544 - PATCH - 5 and len(lefts) > 15
+    assert tops == set(range(70 - P + 1))
+    assert min(lefts) < 5 and max(lefts) > 96 - P - 5 and len(lefts) > 15
 
 
-# Streams of batches --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("step", [1, 2])
+def test_augmentation_takes_arrays_and_views_and_gives_arrays_of_their_own(step):
+    image, target = noise(12, 12, 4)[::step, ::step], noise(12, 12, 3)[::step, ::step]
+    before = image.copy()
+    for seed in range(8):
+        turned, _ = load_dataset.augment(image, target, np.random.default_rng(seed))
+        turned[...] = 0
+    np.testing.assert_array_equal(image, before)
+
+
+def test_augmentation_refuses_images_of_floats_instead_of_rounding_them_to_zero(ground_truth_pairs, monkeypatch):
+    images = np.ones((2, 8, 8, 3), np.uint8)
+    for pair in ((images[0] / 255, images[1]), (images[0], np.float32(images[1]))):
+        with pytest.raises(TypeError, match="uint8 from 0 to 255, not float"):
+            load_dataset.augment(*pair, np.random.default_rng(0))
+    monkeypatch.setattr(load_dataset, "augment", lambda patch, target, random: (patch / 255, target))
+    with pytest.raises(TypeError, match="float"):
+        next(load_dataset.training_batches(ground_truth_pairs, 7, 2, train_size=2, first=1, last=1, patch_size=P))
+
+
+# The order of pairs --------------------------------------------------------------------------------------------------
 
 
 def pairs_without_files(count):
@@ -222,44 +220,60 @@ def pairs_without_files(count):
 
 @pytest.fixture
 def no_decoding(monkeypatch):
-    """Patches that say what was loaded, in no time: every pixel is (number of the photo, left, top, level) mod 256."""
-    def load_parts(pair, level, left, top):
+    """Patches that tell what was loaded: every pixel is (number of the photo, left, top, level) mod 256."""
+    def load_patch(pair, level, left, top, patch_size):
         values = np.array([int(pair.name), left, top, level]).astype(np.uint8)
-        return [np.tile(values, (2, 2, 1))], np.tile(values[:3], (2, 2, 1))
-    monkeypatch.setattr(load_dataset, "load_parts", load_parts)
+        return np.tile(values, (2, 2, 1)), np.tile(values[:3], (2, 2, 1))
+    monkeypatch.setattr(load_dataset, "load_patch", load_patch)
 
 
-def names(pairs, batch_size, train_size, first, last, level=7, seed=0):
-    stream = load_dataset.training_batches(pairs, level, batch_size, train_size, first, last, seed=seed)
-    return [batch.names for batch in stream]
+def names(pairs, batch_size, train_size, first, last):
+    return [batch.names for batch in load_dataset.training_batches(pairs, 7, batch_size, train_size, first, last)]
 
 
-def same(batch, other):
-    return (batch.names == other.names and np.array_equal(batch.inputs, other.inputs)
-            and np.array_equal(batch.targets, other.targets))
+@pytest.mark.parametrize("level, iteration, seed, batch_size, train_size, expected", [
+    (7, 1, 0, 4, 4894, [("9", 235, [2, 3, 0, 1]), ("18", 244, [1, 0, 3, 2]), ("34", 100, [3, 2, 1, 0]),
+                        ("33", 191, [2, 3, 0, 1])]),
+    (1, 2500, 3, 5, 9, [("2", 154, [2, 0, 3, 1]), ("9", 153, [3, 2, 1, 0]), ("19", 150, [2, 0, 3, 1]),
+                        ("6", 2, [0, 1, 2, 3]), ("35", 245, [2, 3, 0, 1])])])
+def test_photos_places_turns_and_flips_are_those_that_a_seed_has_always_given(
+        monkeypatch, level, iteration, seed, batch_size, train_size, expected):
+    """So that a run can be repeated. Expected are photo, column, and the order of four pixels after turns and flip."""
+    def load_patch(pair, level, left, top, patch_size):
+        return np.repeat(np.uint8([[[0], [1]], [[2], [3]]]), 4, 2), np.full((2, 2, 3), left, np.uint8)
+    monkeypatch.setattr(load_dataset, "load_patch", load_patch)
+    pairs = pairs_without_files(40)
+    [batch] = load_dataset.training_batches(pairs, level, batch_size, train_size, iteration, iteration, seed)
+    assert [(name, target[0, 0, 0], patch[..., 0].ravel().tolist())
+            for name, patch, target in zip(batch.names, batch.inputs, batch.targets)] == expected
 
 
 def test_batch_is_of_the_promised_sizes_and_types(ground_truth_pairs):
-    for level in (7, 1):
-        batch = next(load_dataset.training_batches(ground_truth_pairs, level, 3, train_size=2, first=1, last=1))
-        assert batch.inputs.shape == (3, 512, 512, 4) and batch.inputs.dtype == np.uint8
-        side = 2048 // 2 ** level
+    for level in LEVELS:
+        batch = next(load_dataset.training_batches(ground_truth_pairs, level, 3, 2, first=1, last=1, patch_size=P))
+        assert batch.inputs.shape == (3, P, P, 4) and batch.inputs.dtype == np.uint8
+        side = 2 * P // 2 ** (level - 1)
         assert batch.targets.shape == (3, side, side, 3) and batch.targets.dtype == np.uint8
         assert len(batch.names) == 3
 
 
-def test_stream_that_starts_at_iteration_5_gives_the_batches_that_it_would_have_given(ground_truth_pairs):
-    def batches(first):
-        return list(load_dataset.training_batches(ground_truth_pairs, 7, 3, train_size=2, first=first, last=6))
-    from_1, from_5 = batches(1), batches(5)
-    assert (len(from_1), len(from_5)) == (6, 2)
-    assert all(map(same, from_1[4:], from_5))
+def test_stream_that_starts_at_iteration_5_gives_the_batches_that_it_would_have_given(no_decoding):
+    from_1, from_5 = ([(batch.names, batch.inputs.tolist(), batch.targets.tolist())
+                       for batch in load_dataset.training_batches(pairs_without_files(9), 7, 3, 9, first, last=6)]
+                      for first in (1, 5))
+    assert len(from_1) == 6 and from_1[4:] == from_5
+
+
+def test_part_of_a_batch_is_the_same_as_in_the_whole(no_decoding):
+    whole, part = (next(load_dataset.training_batches(pairs_without_files(9), 7, 6, 9, 3, 3, indices=indices))
+                   for indices in (None, range(2, 5)))
+    assert part.names == whole.names[2:5]
+    np.testing.assert_array_equal(part.inputs, whole.inputs[2:5])
 
 
 def test_another_iteration_level_or_seed_gives_another_batch(no_decoding):
-    pairs = pairs_without_files(40)
-
     def batch(level=7, iteration=1, seed=0):
+        pairs = pairs_without_files(40)
         found = next(load_dataset.training_batches(pairs, level, 8, 40, iteration, iteration, seed=seed))
         return found.names, found.inputs[..., :3].tolist()  # without the level
     assert batch() == batch()
@@ -280,10 +294,11 @@ def test_batch_may_be_larger_than_the_data_set(no_decoding):
 
 
 def test_train_size_photos_are_drawn_anew_for_each_1000_iterations(no_decoding):
-    draws = names(pairs_without_files(60), batch_size=2, train_size=5, first=1, last=3000)
-    windows = [set(sum(draws[start:start + 1000], [])) for start in (0, 1000, 2000)]
-    assert [len(window) for window in windows] == [5, 5, 5]
-    assert windows[0] != windows[1] != windows[2] != windows[0]
+    pairs = pairs_without_files(60)
+    sets = [set(sum(names(pairs, 4, train_size=5, first=first, last=last), []))
+            for first, last in ((1, 6), (990, 1000), (1001, 1010), (2001, 2010))]
+    assert [len(photos) for photos in sets] == [5, 5, 5, 5]
+    assert sets[0] == sets[1] != sets[2] != sets[3] != sets[0]
 
 
 def test_test_batches_go_through_all_photos_in_order_and_the_last_may_be_smaller(no_decoding):
@@ -291,30 +306,33 @@ def test_test_batches_go_through_all_photos_in_order_and_the_last_may_be_smaller
     assert [batch.names for batch in batches] == [["0", "1", "2"], ["3", "4", "5"], ["6"]]
 
 
-def test_test_patch_of_a_photo_is_the_same_every_time_and_at_every_level(ground_truth_pairs):
+def test_test_patch_is_the_middle_of_the_photo_at_every_level(ground_truth_pairs):
     whole = load_dataset.load_input(ground_truth_pairs[0])
-    places = [place_in(whole, next(load_dataset.test_batches(ground_truth_pairs, level, 1)).inputs[0])
-              for level in (7, 7, 3)]
-    assert places == [(16, 3, (0, False))] * 3
+    for level in (7, 3):
+        [patch] = next(load_dataset.test_batches(ground_truth_pairs, level, 1, P)).inputs
+        np.testing.assert_array_equal(patch, whole[3:3 + P, 16:16 + P])
+
+
+# Loading ahead -------------------------------------------------------------------------------------------------------
 
 
 def test_stream_gives_results_in_order_whatever_finishes_first():
     def load(number):
         time.sleep(0.02 * (number % 3 == 0))
         return number
-    assert list(load_dataset.stream(load, range(30), ahead=4)) == list(range(30))
+    assert list(load_dataset.stream(load, range(12), ahead=4)) == list(range(12))
 
 
 def test_stream_loads_while_the_consumer_is_busy():
     loaded = {number: threading.Event() for number in range(3)}
     stream = load_dataset.stream(lambda number: loaded[number].set() or number, range(3), ahead=2)
     assert next(stream) == 0
-    assert loaded[1].wait(10) and loaded[2].wait(10)
+    assert loaded[1].wait(60) and loaded[2].wait(60)
 
 
 def test_stream_is_never_further_ahead_than_it_may_be():
     started = []
-    for consumed, _ in enumerate(load_dataset.stream(started.append, range(200), ahead=3)):
+    for consumed, _ in enumerate(load_dataset.stream(started.append, range(100), ahead=3)):
         time.sleep(0.001)
         assert len(started) <= consumed + 1 + 3
 
@@ -336,75 +354,103 @@ def test_memory_holds_a_few_batches_whatever_the_train_size(monkeypatch, train_s
     class Patch(np.ndarray):
         __hash__ = object.__hash__
 
-    def load_parts(pair, level, left, top):
-        patch = np.zeros((2, 2, 4), np.uint8).view(Patch)
+    def augment(patch, target, random):
+        patch = patch.view(Patch)
         with lock:
             live.add(patch)
             most[0] = max(most[0], len(live))
-        return [patch], np.zeros((2, 2, 3), np.uint8)
+        return patch, target
 
-    monkeypatch.setattr(load_dataset, "load_parts", load_parts)
-    batch_size, ahead = 4, 4 + (os.cpu_count() or 1)
-    for _ in load_dataset.training_batches(pairs_without_files(400), 7, batch_size, train_size, 1, 100):
+    monkeypatch.setattr(load_dataset, "load_patch", lambda *_: (np.zeros((2, 2, 4), np.uint8),) * 2)
+    monkeypatch.setattr(load_dataset, "augment", augment)
+    batch_size = 4
+    for _ in load_dataset.training_batches(pairs_without_files(400), 7, batch_size, train_size, 1, 50):
         time.sleep(0.002)
-    assert 0 < most[0] <= batch_size + ahead + 1
+    assert 0 < most[0] <= 2 * batch_size + load_dataset.processors() + 1
 
 
 # Which files belong together -----------------------------------------------------------------------------------------
 
 
-BLACK = Image.new("RGB", (1024, 1024))
-BLACK_DEPTH = Image.new("L", (512, 512))
+BLACK, BLACK_DEPTH = np.zeros((2 * P, 2 * P, 3), np.uint8), np.zeros((P, P), np.uint8)
 
 
-def write_split(folder, *numbers, photo=".jpg", depth=".png", bokeh=".jpg"):
+def write_split(folder, *numbers, suffixes=(".jpg", ".png", ".jpg")):
     for number in numbers:
-        for kind, suffix, image in zip(FOLDERS, (photo, depth, bokeh), (BLACK, BLACK_DEPTH, BLACK)):
-            save_image(folder / kind / f"{number}{suffix}", image)
+        save_pair(folder, str(number), BLACK, BLACK_DEPTH, BLACK, suffixes)
     return folder
 
 
+def names_of(pairs):
+    return [pair.name for pair in pairs]
+
+
 def test_pairs_are_in_numeric_order_with_their_files_and_sizes(tmp_path):
-    write_split(tmp_path / "train", 10, 9, 100, 1)
-    pairs = load_dataset.find_training_pairs(tmp_path, "train")
-    assert [pair.name for pair in pairs] == ["1", "9", "10", "100"]
-    folder = tmp_path / "train"
+    folder = write_split(tmp_path / "train", 10, 9, 100, 1)
+    pairs = training_pairs(tmp_path)
+    assert names_of(pairs) == ["1", "9", "10", "100"]
     assert pairs[1] == Pair("9", folder / "original/9.jpg", folder / "original_depth/9.png", folder / "bokeh/9.jpg",
-                            (1024, 1024))
+                            (2 * P, 2 * P))
 
 
-@pytest.mark.parametrize("photo, depth, bokeh", [(".JPG", ".png", ".jpeg"), (".jpeg", ".PNG", ".png"),
-                                                 (".png", ".jpg", ".JPEG")])
-def test_files_belong_together_by_name_whatever_their_suffix(tmp_path, photo, depth, bokeh):
-    write_split(tmp_path / "test", 7, photo=photo, depth=depth, bokeh=bokeh)
-    [pair] = load_dataset.find_training_pairs(tmp_path, "test")
-    assert [path.name for path in pair[1:4]] == [f"7{photo}", f"7{depth}", f"7{bokeh}"]
-
-
-def test_other_files_in_the_folders_are_ignored(tmp_path):
-    write_split(tmp_path / "train", 1)
+def test_files_belong_together_by_name_whatever_their_suffix_and_others_are_ignored(tmp_path):
+    kinds = [(".JPG", ".png", ".jpeg"), (".jpeg", ".PNG", ".png"), (".png", ".jpg", ".JPEG")]
+    for number, suffixes in enumerate(kinds):
+        write_split(tmp_path / "train", number, suffixes=suffixes)
     for name in ("Thumbs.db", ".DS_Store", "._1.jpg", "readme.txt"):
         (tmp_path / "train" / "original" / name).write_bytes(b"x")
-    assert [pair.name for pair in load_dataset.find_training_pairs(tmp_path, "train")] == ["1"]
+    found = [tuple(path.name for path in pair[1:4]) for pair in training_pairs(tmp_path)]
+    assert found == [tuple(f"{number}{suffix}" for suffix in suffixes) for number, suffixes in enumerate(kinds)]
 
 
 @pytest.mark.parametrize("as_given", ["{}", "{}/"])
 def test_dataset_folder_is_taken_with_and_without_the_closing_slash(tmp_path, as_given):
-    write_split(tmp_path / "train", 1)
-    assert len(load_dataset.find_training_pairs(as_given.format(tmp_path), "train")) == 1
+    write_split(tmp_path / "train", 1, 2)
+    write_split(tmp_path / "test", 3)
+    train, test = load_dataset.find_training_set(as_given.format(tmp_path), patch_size=P)
+    assert (names_of(train), names_of(test)) == (["1", "2"], ["3"])
+
+
+def test_val_size_takes_the_last_pairs_of_train_in_numeric_order_instead_of_test(tmp_path):
+    write_split(tmp_path / "train", *range(8, 13))
+    for photos in (write_split, lambda *_: None):
+        train, test = load_dataset.find_training_set(tmp_path, patch_size=P, val_size=2)
+        assert (names_of(train), names_of(test)) == (["8", "9", "10"], ["11", "12"])
+        assert load_dataset.find_test_photos(tmp_path, val_size=2) == test
+        photos(tmp_path / "test", 1)
+
+
+@pytest.mark.parametrize("find", [load_dataset.find_training_set, load_dataset.find_test_photos])
+def test_val_size_must_leave_pairs_to_train_with(tmp_path, find):
+    write_split(tmp_path / "train", 1, 2, 3)
+    patches = {"patch_size": P} if find == load_dataset.find_training_set else {}
+    with pytest.raises(DataError, match="val_size=3: must be less than the 3 pairs"):
+        find(tmp_path, val_size=3, **patches)
+
+
+def test_without_test_targets_val_size_is_named(tmp_path):
+    write_split(tmp_path / "train", 1, 2)
+    save_pair(tmp_path / "test", "1", BLACK, BLACK_DEPTH)
+    with pytest.raises(DataError, match="test/bokeh: no such folder(.|\n)*val_size=294 takes the last 294 pairs"):
+        load_dataset.find_training_set(tmp_path, patch_size=P)
 
 
 def test_photos_to_render_need_no_target_and_may_have_any_size(tmp_path):
-    save_pair(tmp_path / "test", "1", np.zeros((97, 131, 3), np.uint8), np.zeros((48, 65), np.uint8), None)
+    save_pair(tmp_path / "test", "1", noise(131, 97, 3), noise(65, 48))
+    assert [pair.bokeh for pair in load_dataset.find_test_photos(tmp_path)] == [None]
     write_split(tmp_path / "test", 2)
     pairs = load_dataset.find_test_photos(tmp_path)
     assert [(pair.name, pair.size, pair.bokeh is None) for pair in pairs] == [
-        ("1", (131, 97), True), ("2", (1024, 1024), False)]
+        ("1", (131, 97), True), ("2", (2 * P, 2 * P), False)]
 
 
-def test_photos_to_render_need_no_bokeh_folder(tmp_path):
-    save_pair(tmp_path / "test", "1", np.zeros((64, 64, 3), np.uint8), np.zeros((32, 32), np.uint8), None)
-    assert [pair.bokeh for pair in load_dataset.find_test_photos(tmp_path)] == [None]
+def test_without_depth_no_depth_maps_are_looked_for(tmp_path):
+    save_pair(tmp_path / "test", "1", BLACK, None, BLACK)
+    assert [pair.depth for pair in load_dataset.find_test_photos(tmp_path, use_depth=False)] == [None]
+    pairs, problems = load_dataset.survey(tmp_path, "test", for_training=True, use_depth=False, patch_size=P)
+    assert [pair.depth for pair in pairs] == [None] and not problems
+    with pytest.raises(DataError, match="original_depth: no such folder(.|\n)*python -m tools.make_depth_maps"):
+        load_dataset.find_test_photos(tmp_path)
 
 
 # Files that are not right --------------------------------------------------------------------------------------------
@@ -414,19 +460,23 @@ def black(mode, width, height):
     return Image.new(mode, (width, height))
 
 
-PROBLEMS = {  # what photo {n} gets instead of its files -> the file and the words that this is to be listed with
-    "no depth map": ({"original_depth/{n}.png": None}, "original_depth/{n}", "missing"),
-    "no target": ({"bokeh/{n}.jpg": None}, "bokeh/{n}", "missing"),
-    "no photo": ({"original/{n}.jpg": None}, "original/{n}", "missing"),
-    "target of another size": ({"bokeh/{n}.jpg": black("RGB", 1024, 1040)}, "bokeh/{n}.jpg", "1024 x 1040"),
-    "depth map of full size": ({"original_depth/{n}.png": black("L", 1024, 1024)}, "original_depth/{n}.png",
-                               "512 x 512"),
-    "too small": ({"original/{n}.jpg": black("RGB", 1024, 1022), "original_depth/{n}.png": black("L", 512, 511),
-                   "bokeh/{n}.jpg": black("RGB", 1024, 1022)}, "original/{n}.jpg", "1024 x 1022"),
-    "no image": ({"original/{n}.jpg": b"<html>"}, "original/{n}.jpg", "readable"),
-    "empty file": ({"bokeh/{n}.jpg": b""}, "bokeh/{n}.jpg", "readable"),
-    "depth map of 16 bits": ({"original_depth/{n}.png": black("I;16", 512, 512)}, "original_depth/{n}.png", "8-bit"),
-    "CMYK photo": ({"original/{n}.jpg": black("CMYK", 1024, 1024)}, "original/{n}.jpg", "CMYK"),
+PROBLEMS = {  # what photo {n} gets instead of its files -> the words of its one line among the problems
+    "no depth map": ({"original_depth/{n}.png": None}, "original_depth/{n}: no .jpg or .png of this name"),
+    "no target": ({"bokeh/{n}.jpg": None}, "bokeh/{n}: no .jpg or .png of this name"),
+    "no photo": ({"original/{n}.jpg": None}, "original/{n}: no .jpg or .png of this name"),
+    "target of another size": ({"bokeh/{n}.jpg": black("RGB", 128, 130)},
+                               "bokeh/{n}.jpg: is 128 x 130, must be 128 x 128"),
+    "depth map of full size": ({"original_depth/{n}.png": black("L", 128, 128)},
+                               "original_depth/{n}.png: is 128 x 128, must be 64 x 64"),
+    "too small": ({"original/{n}.jpg": black("RGB", 128, 126), "original_depth/{n}.png": black("L", 64, 63),
+                   "bokeh/{n}.jpg": black("RGB", 128, 126)},
+                  "original/{n}.jpg: is 128 x 126, must be 128 x 128 or more"),
+    "no image": ({"original/{n}.jpg": b"<html>"}, "original/{n}.jpg: is damaged (cannot identify image file"),
+    "empty file": ({"bokeh/{n}.jpg": b""}, "bokeh/{n}.jpg: is damaged (cannot identify image file"),
+    "depth map of 16 bits": ({"original_depth/{n}.png": black("I;16", 64, 64)},
+                             "original_depth/{n}.png: has the pixel format I;16; convert it to 8-bit grey"),
+    "CMYK photo": ({"original/{n}.jpg": black("CMYK", 128, 128)},
+                   "original/{n}.jpg: has the pixel format CMYK; convert it to 8-bit RGB"),
 }
 
 
@@ -440,69 +490,34 @@ def cause(problem, folder, number):
             save_image(path, content)
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
-def test_problem_is_found_by_the_header_and_listed_with_its_file(tmp_path, problem):
-    folder = write_split(tmp_path / "train", 1, 2)
-    cause(problem, folder, 1)
-    with pytest.raises(DataError) as error:
-        load_dataset.find_training_pairs(tmp_path, "train")
-    _, file, words = PROBLEMS[problem]
-    lines = [line for line in str(error.value).splitlines() if f"train/{file.format(n=1)}" in line]
-    assert len(lines) == 1 and words in lines[0]
-    assert "2.jpg" not in str(error.value) and "2.png" not in str(error.value)
-
-
-def test_all_problems_are_listed_at_once(tmp_path):
-    folder = write_split(tmp_path / "train", *range(len(PROBLEMS) + 1))
+def test_all_problems_are_found_by_the_headers_and_listed_with_their_files(tmp_path):
+    folder = write_split(tmp_path / "train", *range(len(PROBLEMS) + 2))
+    write_split(tmp_path / "test", 1)
     for number, problem in enumerate(PROBLEMS):
         cause(problem, folder, number)
+    twice = len(PROBLEMS)
+    save_image(folder / f"original/{twice}.png", BLACK)
     with pytest.raises(DataError) as error:
-        load_dataset.find_training_pairs(tmp_path, "train")
-    for number, (_, file, words) in enumerate(PROBLEMS.values()):
-        assert any(file.format(n=number) in line and words in line for line in str(error.value).splitlines())
-    assert f"{len(PROBLEMS)} problems" in str(error.value).splitlines()[0]
-
-
-def test_two_photos_of_one_name_are_listed(tmp_path):
-    write_split(tmp_path / "train", 1, 2)
-    save_image(tmp_path / "train/original/2.png", BLACK)
-    with pytest.raises(DataError, match=r"2\.jpg.*2\.png|2\.png.*2\.jpg"):
-        load_dataset.find_training_pairs(tmp_path, "train")
+        load_dataset.find_training_set(tmp_path, patch_size=P)
+    first, *lines = str(error.value).splitlines()
+    expected = [words.format(n=number) for number, (_, words) in enumerate(PROBLEMS.values())]
+    expected.append(f"original/{twice}.png: has the same name as {twice}.jpg; keep one")
+    for words in expected:
+        assert sum(f"train/{words}" in line for line in lines) == 1, words
+    assert first == f"{len(expected)} problems with the data set" and len(lines) == len(expected) + 1
 
 
 @pytest.mark.parametrize("missing", FOLDERS)
-def test_missing_folder_is_named(tmp_path, missing):
-    folder = write_split(tmp_path / "train", 1)
-    (folder / missing / next((folder / missing).iterdir())).unlink()
-    (folder / missing).rmdir()
-    with pytest.raises(DataError, match=f"train/{missing}"):
-        load_dataset.find_training_pairs(tmp_path, "train")
+def test_missing_or_empty_folder_is_named(tmp_path, missing):
+    folder = write_split(tmp_path / "train", 1) / missing
+    next(folder.iterdir()).unlink()
+    for _ in range(2):
+        pairs, problems = load_dataset.survey(tmp_path, "train", for_training=True, patch_size=P)
+        assert not pairs and problems == [f"{folder}: no such folder, or no .jpg or .png in it"]
+        folder.rmdir() if folder.exists() else None
 
 
 def test_missing_data_set_is_named(tmp_path):
-    for find in (lambda: load_dataset.find_training_pairs(tmp_path / "nowhere", "train"),
-                 lambda: load_dataset.find_test_photos(tmp_path / "nowhere")):
+    for find in (load_dataset.find_training_set, load_dataset.find_test_photos):
         with pytest.raises(DataError, match="nowhere"):
-            find()
-
-
-def test_empty_folder_is_named(tmp_path):
-    for kind in FOLDERS:
-        (tmp_path / "train" / kind).mkdir(parents=True)
-    with pytest.raises(DataError, match="train/original"):
-        load_dataset.find_training_pairs(tmp_path, "train")
-
-
-@pytest.mark.parametrize("kind, name", [("original", "1.jpg"), ("original_depth", "1.png"), ("bokeh", "1.jpg")])
-def test_file_that_is_damaged_behind_its_header_is_named_when_it_is_read(tmp_path, kind, name):
-    folder = write_split(tmp_path / "train", 1)
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (1024, 1024), np.uint8))
-    path = folder / kind / name
-    save_image(path, noise.resize((512, 512)) if kind == "original_depth" else noise)
-    path.write_bytes(path.read_bytes()[:20_000])
-    [pair] = load_dataset.find_training_pairs(tmp_path, "train")
-    with pytest.raises(DataError) as error:
-        load_dataset.load_patch(pair, 7, 0, 0)
-    assert str(path) in str(error.value) and "\n" not in str(error.value)
-    with pytest.raises(DataError, match=name):
-        next(load_dataset.test_batches([pair], 7, 1))
+            find(tmp_path / "nowhere")

@@ -1,53 +1,135 @@
-"""README.md says what the scripts do."""
+"""README.md and docs/ say what the scripts do. `python -m tests.test_readme` rewrites docs/parameters.md."""
 
+import importlib
 import pathlib
 import re
+import shlex
 
 import pytest
 
-import test_model
+import load_dataset
 import train_model
-from tools import export_model, make_depth_maps, plot_logs
+import utils
+from support import checkpoints
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
+PARAMETERS_PAGE = REPOSITORY / "docs" / "parameters.md"
+MODULES = ["train_model", "test_model", *sorted(
+    f"tools.{path.stem}" for path in (REPOSITORY / "tools").glob("*.py") if "\nPARAMETERS = " in path.read_text())]
+PAGES = {str(path.relative_to(REPOSITORY)): path.read_text(encoding="utf-8")
+         for path in [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(REPOSITORY.glob("docs/*.md"))]}
+README = PAGES["README.md"]
+INTRODUCTION = """# Parameters
+
+Parameters are written like `level=7`, without dashes. `python train_model.py help` prints the first of these tables.
+
+<!-- Written by `python -m tests.test_readme` from the scripts' PARAMETERS. -->
+"""
 
 
-@pytest.fixture(scope="module")
-def readme():
-    return (REPOSITORY / "README.md").read_text(encoding="utf-8")
+def parameters_page():
+    """Returns what docs/parameters.md must hold: a table for each script and tool."""
+    return INTRODUCTION + "".join(parameter_table(name, importlib.import_module(name)) for name in MODULES)
 
 
-def documented_parameters(readme, script):
-    """{name: (default, meaning)} of the table under the heading that names the script."""
-    [section] = [section for section in re.split(r"^#+ ", readme, flags=re.MULTILINE)
-                 if section.partition("\n")[0] == f"Parameters of {script}"]
-    rows = re.findall(r"^\| *`(\w+)` *\| *(.*?) *\| *(.*?) *\|$", section, flags=re.MULTILINE)
-    return {name: (default.strip("`"), meaning) for name, default, meaning in rows}
+def parameter_table(name, script):
+    heading = name if name.startswith("tools.") else f"{name}.py"
+    rows = [(f"`{p.name}`", p.shown_default(), p.description()) for p in script.PARAMETERS]
+    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
+    return "\n".join([f"\n## {heading}\n", f"    {script.USAGE}\n",
+                      "| parameter | default | meaning |", "|---|---|---|", *lines, ""])
 
 
-@pytest.mark.parametrize("script", [train_model, test_model, make_depth_maps, plot_logs, export_model],
-                         ids=lambda script: script.__name__)
-def test_readme_has_every_parameter_with_its_default_and_meaning_and_no_other(readme, script):
-    name = script.__name__ if script.__name__.startswith("tools.") else f"{script.__name__}.py"
-    assert documented_parameters(readme, name) == {
-        parameter.name: (parameter.shown_default(), parameter.meaning) for parameter in script.PARAMETERS}
+def code(page):
+    """Returns (lines of the fenced blocks, with continued lines joined; code spans) of a Markdown page."""
+    fences = re.findall(r"^```\w*\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    rest = re.sub(r"^```.*?^```$|^ {4}.*?$|<!--.*?-->", "", page, flags=re.DOTALL | re.MULTILINE)
+    return "\n".join(fences).replace("\\\n", " ").splitlines(), re.findall(r"`([^`]+)`", rest)
 
 
-@pytest.mark.parametrize("command", ["python -m pytest", "python -m tools.demo", "pip install -r requirements.txt",
-                                     "tensorflow[and-cuda]"])
-def test_readme_has_the_commands_of_a_newcomer(readme, command):
-    assert command in readme
+def python_commands(page):
+    """Yields the arguments of every command that calls python."""
+    lines, spans = code(page)
+    for line in lines + spans:
+        if re.search(r"(^|\s)python\s", line):
+            words = shlex.split(line, comments=True)
+            if "python" in words:
+                yield words[words.index("python") + 1:]
 
 
-def test_readme_has_the_papers_schedule(readme):
-    for level, batch_size in zip((7, 6, 5, 4, 3, 2, 1), (50, 50, 40, 14, 9, 9, 5)):
-        assert re.search(rf"train_model\.py level={level} batch_size={batch_size}\b", readme)
+def anchors(page):
+    """Returns the anchors that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", page, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_files_and_folders_that_the_readme_lists_exist(readme):
-    [section] = [section for section in re.split(r"^## ", readme, flags=re.MULTILINE)
-                 if section.startswith("What lies where")]
-    [listing] = re.findall(r"(?:^ {4}.*\n)+", section, flags=re.MULTILINE)
-    named = re.findall(r"\b(\w+\.py|[\w/-]+/)", listing)
-    assert {"model.py", "utils.py", "tests/", "models/original/", "results/full-resolution/"} <= set(named)
-    assert [name for name in named if not (REPOSITORY / name).exists()] == []
+def test_tables_of_parameters_equal_the_scripts():
+    assert PARAMETERS_PAGE.read_text(encoding="utf-8") == parameters_page(), "python -m tests.test_readme rewrites it"
+
+
+def test_readme_has_at_most_250_lines():
+    assert README.count("\n") <= 250
+
+
+@pytest.mark.parametrize("command", ["pip install -r requirements.txt", "pip install 'tensorflow[and-cuda]'",
+                                     "python -m tools.demo", "python test_model.py orig=true", "python -m pytest"])
+def test_readme_has_the_commands_of_a_newcomer(command):
+    assert command in README
+
+
+def test_readme_has_the_test_command_where_ci_looks_for_it():
+    line = "python3 -m venv .venv && . .venv/bin/activate && pip install -r requirements.txt && python -m pytest"
+    assert line in README.splitlines()
+
+
+def test_readme_has_the_papers_schedule():
+    row = r"^python train_model\.py level=(\d) batch_size=(\d+) .*# +(\d+) +(\d+) x \d+$"
+    assert [tuple(map(int, found)) for found in re.findall(row, README, re.MULTILINE)] == [
+        (level, checkpoints.PAPER_BATCH_SIZES[level], iterations, load_dataset.target_side(level))
+        for level, iterations in train_model.DEFAULT_ITERATIONS.items()]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_to_files_and_headings(name):
+    for target in re.findall(r"\]\((?!\w+:)([^)]*)\)", PAGES[name]):
+        path, _, anchor = target.partition("#")
+        file = (REPOSITORY / name).parent / path if path else REPOSITORY / name
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file.read_text(encoding="utf-8")), target
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_named_files_exist(name):
+    files = [span for span in code(PAGES[name])[1] if re.fullmatch(r"[\w./-]+\.(py|md|cff|toml|yml)", span)]
+    assert [file for file in files if not (REPOSITORY / file).is_file()] == []
+
+
+def test_places_in_the_table_of_the_house_exist_and_none_is_missing():
+    places = re.findall(r"^\| `([^`]+)` \|", PAGES["CONTRIBUTING.md"], re.MULTILINE)
+    assert [place for place in places if not (REPOSITORY / place).exists()] == []
+    modules = [path.relative_to(REPOSITORY).as_posix() for folder in (".", "support")
+               for path in (REPOSITORY / folder).glob("[!_]*.py")]
+    assert set(modules) <= set(places)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_commands_are_taken_by_the_scripts(name):
+    for words in python_commands(PAGES[name]):
+        module = words[1] if words[0] == "-m" else words[0].removesuffix(".py")
+        if module not in MODULES:
+            assert module in ("pytest", "venv") or (REPOSITORY / f"{module.replace('.', '/')}.py").is_file(), words
+        elif words[-1] != "help":
+            script = importlib.import_module(module)
+            utils.parse_arguments(words[2 if words[0] == "-m" else 1:], script.PARAMETERS, script.USAGE)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_parameters_in_the_text_are_known(name):
+    known = {parameter.name for module in MODULES for parameter in importlib.import_module(module).PARAMETERS}
+    spans = code(PAGES[name])[1]
+    named = [argument for span in spans if re.fullmatch(r"([a-z]\w*=\S*\s?)+", span) for argument in span.split()]
+    assert {argument.partition("=")[0] for argument in named} - known == set()
+
+
+if __name__ == "__main__":
+    PARAMETERS_PAGE.write_text(parameters_page(), encoding="utf-8")

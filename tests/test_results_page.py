@@ -1,4 +1,4 @@
-"""tools/results_page.py: what the page and the table of a test run hold, whatever the photos are called.
+"""support/results_page.py: what the page and the table of a test run hold, whatever the photos are called.
 
 How the page looks and sorts was tried in a browser; here its elements are read.
 """
@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tools import results_page
+from support import results_page
 
 METRICS = ("PSNR", "SSIM", "MS-SSIM")
+RUN = "level_1_orig"
 NAMES = ["7", "with 'quotes\" and <b>", "100% #1 ?a=b&c", "Фото 写真", "space at end "]
 SIZE = WIDTH, HEIGHT = 120, 80
 
@@ -45,7 +46,7 @@ def make_result(folder, name, metrics, target=True, size=SIZE):
     Image.fromarray(result).save(path)
     photo_and_depth = np.full((height // 2, width // 2, 4), (10, 60, 110, 200), np.uint8)
     pictures = results_page.write_thumbnails(path, photo_and_depth, result, result if target else None)
-    return results_page.Result(name, path, size, metrics, pictures, None)
+    return results_page.Result(name, path, size, metrics, pictures)
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def page(tmp_path):
     """The page of five photos with odd names and one that could not be rendered, its elements, and its folder."""
     results = [make_result(tmp_path, name, dict(zip(METRICS, (20.123 + number, 0.5, math.nan))))
                for number, name in enumerate(NAMES[:4])] + [make_result(tmp_path, NAMES[4], {}, target=False)]
-    path = results_page.write_page(tmp_path, {"Level": "1", "Photos": "a & <b>"}, results, METRICS,
+    path = results_page.write_page(tmp_path, RUN, {"Level": 1, "Photos": "a & <b>"}, results,
                                    ["photos/x<y>.jpg: is damaged"], 6)
     return tmp_path, Elements(path.read_text(encoding="utf-8"))
 
@@ -69,8 +70,8 @@ def test_every_link_and_picture_leads_to_a_file_whatever_the_photos_are_called(p
 
 def test_names_and_settings_are_shown_as_they_are(page):
     _, elements = page
-    for text in (*NAMES, "a & <b>", "photos/x<y>.jpg: is damaged", "5 of 6 photos", "21.12 dB", "Mean PSNR", "too small"):
-        assert text in elements.text
+    texts = "a & <b>", "photos/x<y>.jpg: is damaged", "5 of 6 photos", "21.12 dB", "Mean PSNR", "too small"
+    assert all(text in elements.text for text in (*NAMES, *texts))
     assert len(elements.all("article")) == len(NAMES) and not elements.all("b")[len(METRICS) * 4:]
 
 
@@ -106,7 +107,7 @@ def test_cards_carry_what_they_are_sorted_by(page):
 
 def test_table_holds_every_photo_with_its_metrics(page):
     folder, _ = page
-    with open(folder / "metrics.csv", newline="", encoding="utf-8") as table:
+    with open(folder / f"metrics_{RUN}.csv", newline="", encoding="utf-8") as table:
         rows = list(csv.DictReader(table))
     assert list(rows[0]) == ["photo", "result", "width", "height", *METRICS]
     assert [row["photo"] for row in rows] == NAMES
@@ -124,13 +125,32 @@ def test_small_pictures_of_one_photo_have_one_size(tmp_path):
 
 def test_page_of_300_photos_is_small(tmp_path):
     result = make_result(tmp_path, "photo", dict.fromkeys(METRICS, 0.5))
-    path = results_page.write_page(tmp_path, {}, 300 * [result], METRICS, [], 300)
+    path = results_page.write_page(tmp_path, RUN, {}, 300 * [result], [], 300)
     assert path.stat().st_size < 700_000
 
 
-def test_later_run_shows_its_own_photos(page):
+def test_runs_do_not_replace_each_others_page_and_index_shows_the_latest_with_links_to_the_others(page):
     folder, _ = page
-    results_page.write_page(folder, {}, [make_result(folder, "new", {})], METRICS, [], 1)
-    elements = Elements((folder / "index.html").read_text(encoding="utf-8"))
-    assert [card["data-k1"] for card in elements.all("article")] == ["new"]
-    assert (folder / "metrics.csv").read_text().count("\n") == 2 and not list(folder.glob("*.partial"))
+    for photo in ("first", "second"):
+        results_page.write_page(folder, "level_3_orig", {}, [make_result(folder, photo, {})], [], 1)
+    latest, earlier = (Elements((folder / name).read_text(encoding="utf-8"))
+                       for name in ("index.html", f"index_{RUN}.html"))
+    assert [card["data-k1"] for card in latest.all("article")] == ["second"]
+    assert latest.all("a")[0]["href"] == f"index_{RUN}.html"
+    assert len(earlier.all("article")) == len(NAMES)
+    assert (folder / "metrics_level_3_orig.csv").read_text().endswith("height\nsecond,second_level_1_orig.png,120,80\n")
+    assert (folder / f"metrics_{RUN}.csv").read_text().count("\n") == 1 + len(NAMES)
+    assert not list(folder.glob("*.partial*")) and not list(folder.glob(".*"))
+
+
+def test_metrics_in_words():
+    values = {"PSNR": 23.4149, "SSIM": 0.86514, "MS-SSIM": math.nan}
+    assert results_page.metrics_text(values) == "PSNR 23.41 dB, SSIM 0.8651, MS-SSIM photo too small"
+    assert results_page.metric_text("PSNR", math.inf) == "inf dB"
+
+
+def test_means_leave_out_photos_without_target_and_those_too_small():
+    found = [{"PSNR": 20.0, "SSIM": math.nan}, {}, {"PSNR": 23.0, "SSIM": math.nan}]
+    means = results_page.mean_metrics(found)
+    assert means["PSNR"] == 21.5 and math.isnan(means["SSIM"])
+    assert results_page.mean_metrics([{}]) == {}

@@ -1,6 +1,6 @@
-"""test_model.py: every test photo is rendered at its size, and measured where it has a target.
+"""test_model.py: every photo is rendered at its size, measured where it has a target, and shown on a page.
 
-The network is small here in one thing only: the photos. They are PNG, so that every number can be computed again.
+The photos are PNG, so that every number can be computed again. The network is the small one of conftest.py.
 """
 
 import collections
@@ -12,18 +12,18 @@ import re
 import shutil
 import sys
 import threading
-import time
 import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageFilter
 
+import load_dataset
 import model
 import test_model
 import utils
-from tools import make_demo_dataset
+from support import checkpoints, devices, results_page, training_log
 
 PHOTOS = {  # name: (width, height), with a target?
     "1": ((256, 320), True),
@@ -33,90 +33,85 @@ PHOTOS = {  # name: (width, height), with a target?
     "11": ((64, 64), True),  # nothing is left between the borders
     "12": ((65, 128), False)}
 PLACES = {"PSNR": 2, "SSIM": 4, "MS-SSIM": 4}  # after the decimal point, as printed
+PICTURES = utils.FULL_RESOLUTION
 
 
-def write_photos(folder, photos):
+def write_photos(photos, split="test"):
+    """Writes photos of random spots, and as targets the same out of focus."""
     for seed, (name, (size, has_target)) in enumerate(photos.items()):
-        images = dict(zip(("original", "original_depth", "bokeh"), make_demo_dataset.make_scene(size, seed)))
-        for kind, image in images.items():
-            if has_target or kind != "bokeh":
-                utils.write_image(folder / "test" / kind / f"{name}.png", image)
+        spots = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (9, 9, 3), np.uint8))
+        photo = spots.resize(size, Image.Resampling.BICUBIC)
+        images = {"original": photo, "original_depth": photo.convert("L").resize((size[0] // 2, size[1] // 2))}
+        for kind, image in (images | {"bokeh": photo.filter(ImageFilter.BoxBlur(4))} if has_target else images).items():
+            utils.write_image(f"ebb_dataset/{split}/{kind}/{name}.png", np.asarray(image))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def network_built_once(pynet_to_train):
+def network(small_pynet):
+    """The shared network, built once. Red and blue are driven beyond [0, 1], so that clipping counts."""
+    *_, last_bias = small_pynet.variables.values()
+    before = last_bias.numpy()
+    last_bias.assign([1.3, 0, -1.3])
     with pytest.MonkeyPatch.context() as patches:
-        patches.setattr(model, "build_pynet", lambda *_, **__: pynet_to_train)
-        yield
+        patches.setattr(model, "build_pynet", lambda **_: small_pynet)
+        yield small_pynet
+    last_bias.assign(before)
 
 
 @pytest.fixture(scope="module")
-def weights(seed_1_weights):
-    """Seed 1, but red and blue are driven beyond [0, 1], so that clipping counts."""
-    *_, last_bias = seed_1_weights
-    return seed_1_weights | {last_bias: np.array([1.3, 0, -1.3], np.float32)}
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory, weights):
-    folder = tmp_path_factory.mktemp("checkpoint")
-    tf.raw_ops.SaveV2(prefix=str(folder / "weights"), tensor_names=list(weights), tensors=list(weights.values()),
-                      shape_and_slices=[""] * len(weights))
-    yield folder / "weights"
-    shutil.rmtree(folder)
+def checkpoint(tmp_path_factory, network):
+    prefix = tmp_path_factory.mktemp("checkpoint") / "weights"
+    checkpoints.save_checkpoint(network.variables, prefix)
+    return prefix
 
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory, checkpoint, link_checkpoint, call):
-    """whole_run(level) evaluates the photos (levels 2 and 4: the first three) once. Gives the folder and the `Call`."""
+    """whole_run(level) evaluates the photos once. Gives the folder and the `Call`."""
     @functools.cache
     def run(level):
         folder = tmp_path_factory.mktemp(f"level_{level}")
         with pytest.MonkeyPatch.context() as patches:
             patches.chdir(folder)
-            photos = PHOTOS if level in (1, 7) else {name: PHOTOS[name] for name in "123"}
-            write_photos(folder / "ebb_dataset", photos)
-            link_checkpoint(checkpoint, utils.checkpoint_prefix(level, 10))
-            done = call(test_model, f"level={level}")
-            shutil.rmtree(utils.MODELS)
-            return folder, done
+            write_photos(PHOTOS)
+            link_checkpoint(checkpoint, checkpoints.checkpoint_prefix(level, 10))
+            return folder, call(test_model, f"level={level}")
     return run
 
 
 @pytest.fixture
 def place_with(workplace, checkpoint, link_checkpoint):
-    """place_with("3", ...) is a place to work with these photos, and with iterations 9 and 10 of levels 7 and 3."""
+    """place_with("3", ...) is a place to work with these test photos, and with iterations 9 and 10 of level 7."""
     def prepare(*names):
-        write_photos(workplace / "ebb_dataset", {name: PHOTOS[name] for name in names})
-        for level in (7, 3):
-            for iteration in (9, 10):
-                link_checkpoint(checkpoint, utils.checkpoint_prefix(level, iteration))
-        return workplace
+        write_photos({name: PHOTOS[name] for name in names})
+        for iteration in (9, 10):
+            link_checkpoint(checkpoint, checkpoints.checkpoint_prefix(7, iteration))
     return prepare
 
 
+@pytest.fixture
+def white_network(monkeypatch):
+    """A renderer that gives white images without any network, for what is the same with any."""
+    def make_renderer(network, level):
+        return lambda photo, size: np.ones((size[1] >> (level - 1), size[0] >> (level - 1), 3), np.float32)
+    monkeypatch.setattr(test_model, "make_renderer", make_renderer)
+
+
 @pytest.fixture(scope="module")
-def expected_output(pynet_to_train, weights):
-    """expected_output(folder, name, level): what the network makes of a photo, clipped, float32 (height, width, 3)."""
+def expected_output(network, whole_run):
+    """expected_output(name): what level 1 makes of a photo, clipped, float32 (height, width, 3)."""
     @functools.cache
-    def render(folder, name, level=1):
-        for variable, value in weights.items():
-            pynet_to_train.variables[variable].assign(value)
-        photo, depth = (Image.open(folder / "ebb_dataset" / "test" / kind / f"{name}.png")
+    def render(name):
+        folder, _ = whole_run(1)
+        photo, depth = (Image.open(folder / f"ebb_dataset/test/{kind}/{name}.png")
                         for kind in ("original", "original_depth"))
         width, height = photo.size
         image = np.dstack([photo.resize((width // 2, height // 2), Image.Resampling.BICUBIC), depth])
         below, right = (-(-side // 64) * 32 - side // 2 for side in (height, width))
         image = np.pad(image, [(0, below), (0, right), (0, 0)], "reflect")
-        output = model.network_for_level(pynet_to_train, level)(np.float32(image[np.newaxis]) / 255)
-        return np.clip(output[0, :height >> (level - 1), :width >> (level - 1)], 0, 1)
+        output = model.network_for_level(network, 1)(np.float32(image[np.newaxis]) / 255)
+        return np.clip(output[0, :height, :width], 0, 1)
     return render
-
-
-def target_of(folder, name, level=1):
-    photo = Image.open(folder / f"ebb_dataset/test/bokeh/{name}.png")
-    size = tuple(side >> (level - 1) for side in photo.size)
-    return np.float32(photo.resize(size, Image.Resampling.BICUBIC)) / 255
 
 
 def printed_metrics(line):
@@ -128,41 +123,48 @@ def line_of(out, name):
     return line
 
 
-def rendered(folder, name, ending):
-    with Image.open(folder / "results" / "full-resolution" / f"{name}{ending}") as image:
-        return np.asarray(image)
+def size_of(picture):
+    with Image.open(picture) as image:
+        return image.size
 
 
-def pictures_in(folder):
-    return [path.name for path in (folder / "results" / "full-resolution").glob("*.png")]
+def pictures():
+    return sorted(path.name for path in PICTURES.glob("*.png"))
 
 
 # Pictures ------------------------------------------------------------------------------------------------------------
 
 
-def test_every_photo_is_rendered_at_its_size(whole_run):
+def test_every_photo_is_rendered_at_its_size_in_numeric_order(whole_run):
     folder, done = whole_run(1)
     assert (done.status, done.err) == (0, "")
+    assert re.findall(r"/(\d+)_level_1_iteration_10.png", done.out) == list(PHOTOS)
     for name, (size, _) in PHOTOS.items():
-        assert rendered(folder, name, "_level_1_iteration_10.png").shape == (size[1], size[0], 3)
-    assert len(pictures_in(folder)) == len(PHOTOS)
+        assert size_of(folder / PICTURES / f"{name}_level_1_iteration_10.png") == size
 
 
 @pytest.mark.parametrize("name", ["1", "2"])
 def test_picture_is_the_networks_output_clipped_and_rounded(whole_run, expected_output, name):
     folder, _ = whole_run(1)
-    expected = expected_output(folder, name)
+    expected = expected_output(name)
     assert np.mean(expected == 1) > 0.02 and np.mean(expected == 0) > 0.02
-    np.testing.assert_allclose(rendered(folder, name, "_level_1_iteration_10.png"), 255 * expected, rtol=0, atol=0.51)
+    with Image.open(folder / PICTURES / f"{name}_level_1_iteration_10.png") as picture:
+        np.testing.assert_allclose(picture, 255 * expected, rtol=0, atol=0.51)
 
 
-@pytest.mark.parametrize("level, sizes", [(2, {"2": (125, 120), "3": (65, 48)}), (4, {"2": (31, 30), "3": (16, 12)}),
-                                          (7, {"1": (4, 5), "2": (3, 3), "3": (2, 1)})])
-def test_picture_of_an_upper_level_has_the_photos_size_halved_for_each_level(whole_run, level, sizes):
-    folder, done = whole_run(level)
+def test_picture_of_an_upper_level_has_the_photos_size_halved_for_each_level(whole_run):
+    folder, done = whole_run(7)
     assert done.status == 0
-    for name, (width, height) in sizes.items():
-        assert rendered(folder, name, f"_level_{level}_iteration_10.png").shape == (height, width, 3)
+    for name, size in {"1": (4, 5), "2": (3, 3), "3": (2, 1)}.items():
+        assert size_of(folder / PICTURES / f"{name}_level_7_iteration_10.png") == size
+
+
+def test_results_of_the_same_name_are_replaced(place_with, call, white_network):
+    place_with("3")
+    PICTURES.mkdir(parents=True)
+    Image.new("RGB", (1, 1)).save(PICTURES / "3_level_7_iteration_10.png")
+    assert call(test_model, "level=7").status == 0
+    assert pictures() == ["3_level_7_iteration_10.png"] and size_of(PICTURES / pictures()[0]) == (2, 1)
 
 
 # Metrics -------------------------------------------------------------------------------------------------------------
@@ -171,36 +173,38 @@ def test_picture_of_an_upper_level_has_the_photos_size_halved_for_each_level(who
 @pytest.mark.parametrize("name", ["1", "2"])
 def test_metrics_are_tf_images_on_the_clipped_output_without_32_pixels_on_every_side(whole_run, expected_output, name):
     folder, done = whole_run(1)
-    output, target = (image[32:-32, 32:-32] for image in (expected_output(folder, name), target_of(folder, name)))
+    with Image.open(folder / f"ebb_dataset/test/bokeh/{name}.png") as bokeh:
+        target = np.float32(bokeh)[32:-32, 32:-32] / 255
+    output = expected_output(name)[32:-32, 32:-32]
     expected = {"PSNR": tf.image.psnr(output, target, 1), "SSIM": tf.image.ssim(tf.constant(output), target, 1),
                 "MS-SSIM": tf.image.ssim_multiscale(output[np.newaxis], target[np.newaxis], 1)[0]}
     assert printed_metrics(line_of(done.out, name)) == {
         name: pytest.approx(float(value), abs=0.6 * 0.1 ** PLACES[name]) for name, value in expected.items()}
 
 
-def test_metrics_of_level_2_are_measured_on_the_target_at_half_size(whole_run, expected_output):
-    folder, done = whole_run(2)
-    output, target = (image[32:-32, 32:-32] for image in (expected_output(folder, "1", 2), target_of(folder, "1", 2)))
-    assert printed_metrics(line_of(done.out, "1")) == {
-        "PSNR": pytest.approx(float(tf.image.psnr(output, target, 1)), abs=0.006),
-        "SSIM": pytest.approx(float(tf.image.ssim(tf.constant(output), target, 1)), abs=0.00006)}
+def test_metrics_of_level_3_are_measured_on_the_target_at_a_quarter_of_its_size(place_with, call, white_network,
+                                                                                checkpoint, link_checkpoint):
+    place_with()
+    write_photos({"1": ((320, 400), True)})
+    link_checkpoint(checkpoint, checkpoints.checkpoint_prefix(3, 1))
+    with Image.open("ebb_dataset/test/bokeh/1.png") as bokeh:
+        target = np.float32(bokeh.resize((80, 100), Image.Resampling.BICUBIC))[32:-32, 32:-32] / 255
+    found = printed_metrics(line_of(call(test_model, "level=3").out, "1"))
+    assert found["PSNR"] == pytest.approx(-10 * np.log10(np.mean((1 - target) ** 2)), abs=0.006)
+    assert set(found) == {"PSNR", "SSIM"}
 
 
-def test_means_are_over_the_photos_that_could_be_measured(whole_run):
-    out = whole_run(1)[1].out
-    found = [printed_metrics(line_of(out, name)) for name in PHOTOS]
-    [mean] = [line for line in out.splitlines() if line.startswith("mean")]
-    for name, places in PLACES.items():
-        values = [metrics[name] for metrics in found if name in metrics]
-        assert printed_metrics(mean)[name] == pytest.approx(np.mean(values), abs=1.1 * 0.1 ** places)
+def test_a_perfect_match_has_an_infinite_psnr_and_ssims_of_1():
+    target = 255 * np.random.default_rng(0).integers(0, 2, (256, 256, 3), np.uint8)  # without rounding
+    found = test_model.measure(np.float32(target) / 255, target)
+    assert results_page.metrics_text(found) == "PSNR inf dB, SSIM 1.0000, MS-SSIM 1.0000"
 
 
 def test_metrics_that_a_photo_is_too_small_for_are_named(whole_run):
     out = whole_run(1)[1].out
     measured = {name: set(printed_metrics(line_of(out, name))) for name in ("2", "3", "10", "11")}
     assert measured == {"2": {"PSNR", "SSIM", "MS-SSIM"}, "3": {"PSNR", "SSIM"}, "10": {"PSNR"}, "11": set()}
-    assert "MS-SSIM too small" in line_of(out, "3") and " SSIM too small" in line_of(out, "10")
-    assert "PSNR too small" in line_of(out, "11") and "nan" not in out.lower()
+    assert line_of(out, "10").endswith(" dB, SSIM photo too small, MS-SSIM photo too small")
 
 
 def test_photo_without_a_target_is_rendered_only(whole_run):
@@ -208,248 +212,258 @@ def test_photo_without_a_target_is_rendered_only(whole_run):
     assert printed_metrics(line_of(out, "12")) == {} and "too small" not in line_of(out, "12")
 
 
-@pytest.mark.parametrize("level", [4, 7])
-def test_levels_4_to_7_render_without_metrics_and_say_why(whole_run, level):
-    _, done = whole_run(level)
+def test_levels_4_to_7_render_without_metrics_and_say_why(whole_run):
+    _, done = whole_run(7)
     assert done.status == 0 and printed_metrics(done.out) == {}
-    assert re.search(rf"Level {level} .*1/{2 ** (level - 1)} .*too small", done.out)
+    assert re.search(r"Level 7 .*1/64 .*too small", done.out)
+    assert test_model.LEVELS_WITH_METRICS == (1, 2, 3)
 
 
-def test_photos_are_rendered_in_numeric_order(whole_run):
-    assert re.findall(r"/(\d+)_level_7", whole_run(7)[1].out) == list(PHOTOS)
+def test_page_table_and_means_are_of_what_was_printed(whole_run):
+    folder, done = whole_run(1)
+    with open(folder / PICTURES / "metrics_level_1_iteration_10_ebb_dataset_float32.csv", newline="") as table:
+        rows = {row["photo"]: row for row in csv.DictReader(table)}
+    assert list(rows) == list(PHOTOS)
+    for name in PHOTOS:
+        written = {metric: round(float(rows[name][metric]), PLACES[metric]) for metric in PLACES if rows[name][metric]}
+        assert written == printed_metrics(line_of(done.out, name))
+    means = {metric: np.mean([float(row[metric]) for row in rows.values() if row[metric]]) for metric in PLACES}
+    [mean] = [line for line in done.out.splitlines() if line.startswith("Mean: ")]
+    assert printed_metrics(mean) == {name: pytest.approx(means[name], abs=0.6 * 0.1 ** PLACES[name]) for name in PLACES}
+    page = (folder / PICTURES / "index.html").read_text()
+    assert page.count("<article") == len(PHOTOS) and str(checkpoints.checkpoint_prefix(1, 10)) in page
 
 
-# Which weights -------------------------------------------------------------------------------------------------------
-
-
-def test_restore_iter_takes_another_iteration_than_the_last(place_with, call):
-    folder = place_with("3")
-    done = call(test_model, "level=7", "restore_iter=9")
-    assert str(utils.checkpoint_prefix(7, 9)) in done.out
-    assert pictures_in(folder) == ["3_level_7_iteration_9.png"]
-
-
-def test_released_weights_are_used_with_orig(place_with, call, seed_1_checkpoint, link_checkpoint):
-    folder = place_with("3")
-    link_checkpoint(seed_1_checkpoint, utils.ORIGINAL / "pynet_bokeh_level_0")
-    assert call(test_model, "orig=true", "level=7").status == 0
-    assert pictures_in(folder) == ["3_level_7_orig.png"]
-
-
-def test_without_a_checkpoint_the_command_that_makes_one_is_named(place_with, call):
+@pytest.mark.parametrize("arguments, curve", [
+    ([], "test_ebb_dataset_float32"), (["dataset_dir=other.d/"], "test_other_float32"),
+    (["val_size=1", "precision=bfloat16"], "test_ebb_dataset_val_1_bfloat16"), (["small=true"], None)])
+def test_means_get_a_curve_for_each_data_set_and_precision(place_with, call, white_network, small_checkpoint,
+                                                           link_checkpoint, monkeypatch, arguments, curve):
     place_with("3")
-    done = call(test_model, "level=4")
+    write_photos({"2": PHOTOS["2"], "3": PHOTOS["3"]}, "train")
+    shutil.copytree("ebb_dataset", "other.d")
+    for prefix in (utils.SMALL, checkpoints.checkpoint_prefix(1, 10)):
+        link_checkpoint(small_checkpoint, prefix)
+    written = []
+    monkeypatch.setattr(training_log, "write_test_means", lambda *arguments: written.append(arguments[:3]))
+    assert call(test_model, *arguments).status == 0
+    assert written == ([(1, 10, curve)] if curve else [])
+
+
+# Which weights, which photos -----------------------------------------------------------------------------------------
+
+
+def test_restore_iter_takes_another_iteration_than_the_last(place_with, call, white_network):
+    place_with("3")
+    done = call(test_model, "level=7", "restore_iter=9")
+    assert str(checkpoints.checkpoint_prefix(7, 9)) in done.out and pictures() == ["3_level_7_iteration_9.png"]
+
+
+@pytest.mark.parametrize("kind, prefix", [("orig", utils.ORIGINAL), ("small", utils.SMALL)])
+def test_released_and_small_weights(place_with, call, white_network, checkpoint, link_checkpoint, kind, prefix):
+    place_with("3")
+    link_checkpoint(checkpoint, prefix)
+    done = call(test_model, f"{kind}=true", "level=7")
+    assert str(prefix) in done.out and pictures() == [f"3_level_7_{kind}.png"]
+
+
+def test_small_network_renders_in_a_process_of_its_own(place_with, small_checkpoint, link_checkpoint, run_script):
+    place_with("2")
+    link_checkpoint(small_checkpoint, utils.SMALL)
+    done = run_script("test_model.py", "small=true", "level=7", "use_gpu=false", cwd=".")
+    assert (done.status, done.err) == (0, "") and "Data: 1 photo of ebb_dataset/\n" in done.out
+    assert size_of(PICTURES / "2_level_7_small.png") == (3, 3)
+
+
+@pytest.mark.parametrize("there, says", [
+    ([], r"train it .*python train_model\.py level=4 batch_size=14"),
+    ([utils.ORIGINAL], "orig=true .*released weights$"),
+    ([utils.SMALL], "small=true .*small network$"), ([utils.ORIGINAL, utils.SMALL], "orig=true .* small=true ")])
+def test_without_own_weights_those_that_are_there_are_named(place_with, call, checkpoint, link_checkpoint, there, says):
+    place_with("3")
+    for prefix in there:
+        link_checkpoint(checkpoint, prefix)
+    done = call(test_model, "level=4", "images_dir=ebb_dataset/test/original")
+    assert done.status == 1 and re.match(f"error: models/ holds no checkpoint of level 4.*{says}", done.err)
+    assert done.err.count("\n") == 1
+
+
+def test_empty_data_set_is_answered_with_the_argument_for_own_photos(workplace, call, checkpoint, link_checkpoint):
+    os.mkdir("ebb_dataset")
+    link_checkpoint(checkpoint, utils.ORIGINAL)
+    done = call(test_model, "orig=true")
     assert done.status == 1
-    assert re.fullmatch(r"error: .*level 4.*python train_model\.py level=4.*\n", done.err)
+    assert re.fullmatch("error: ebb_dataset/: no such folder, or no test/ in it; images_dir=FOLDER .*\n", done.err)
+
+
+def test_val_size_takes_the_last_pairs_of_train(place_with, call, white_network):
+    place_with("1")
+    write_photos(dict.fromkeys(("2", "9", "10"), PHOTOS["11"]), "train")
+    assert call(test_model, "level=7", "val_size=2").status == 0
+    assert pictures() == ["10_level_7_iteration_10.png", "9_level_7_iteration_10.png"]
+
+
+def test_network_is_built_as_the_checkpoint_says(place_with, call, monkeypatch, network):
+    place_with("3")
+    built = []
+    monkeypatch.setattr(model, "build_pynet", lambda **arguments: built.append(arguments) or network)
+    assert call(test_model, "level=7", "precision=bfloat16").status == 0
+    assert built == [{"seed": None, "precision": "bfloat16", "use_depth": True, "width_multiplier": 0.125}]
 
 
 def test_damaged_checkpoint_is_named_in_one_line(place_with, call):
     place_with("3")
-    for suffix in (".index", ".data-00000-of-00001"):
+    for suffix in checkpoints.SUFFIXES:
         (utils.MODELS / f"pynet_level_7_iteration_11.ckpt{suffix}").write_bytes(b"damaged")
     done = call(test_model, "level=7")
     assert done.status == 1
     assert re.fullmatch(r"error: models/pynet_level_7_iteration_11\.ckpt.*damaged.*\n", done.err)
 
 
-# Photos that are not right -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("use_gpu, says", [(True, "Computing on Test GPU\n"), (False, "Computing on the CPU\n")])
+def test_gpus_memory_is_taken_as_needed_and_use_gpu_false_hides_it(monkeypatch, capsys, use_gpu, says):
+    gpu, grows = types.SimpleNamespace(name="GPU:0"), []
+    experimental = types.SimpleNamespace(set_memory_growth=lambda *arguments: grows.append(arguments),
+                                         get_device_details=lambda _: {"device_name": "Test GPU"})
+    config = types.SimpleNamespace(list_physical_devices=lambda kind=None: [gpu], experimental=experimental)
+    monkeypatch.setitem(sys.modules, "tensorflow", types.SimpleNamespace(config=config))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    devices.start_tensorflow(use_gpu)
+    assert grows == ([(gpu, True)] if use_gpu else []) and capsys.readouterr().out == says
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ("0" if use_gpu else "-1")
 
 
-def test_damaged_photos_are_named_the_others_are_rendered_and_the_status_is_1(place_with, call):
+def test_use_gpu_and_precision_reach_tensorflow(place_with, call, monkeypatch, white_network):
+    place_with("3")
+    asked = []
+    monkeypatch.setattr(devices, "start_tensorflow", lambda *arguments: asked.append(arguments))
+    for arguments in ([], ["use_gpu=false", "precision=float16"]):
+        assert call(test_model, "level=7", *arguments).status == 0
+    assert asked == [(True, "float32"), (False, "float16")]
+
+
+# What goes wrong -----------------------------------------------------------------------------------------------------
+
+
+def test_damaged_photos_are_named_the_others_are_rendered_and_the_status_is_1(place_with, call, white_network,
+                                                                              checkpoint, link_checkpoint):
     damaged = {"2": "original", "3": "original_depth", "10": "bokeh"}
-    folder = place_with("1", *damaged, "12")
+    place_with("1", *damaged, "12")
+    link_checkpoint(checkpoint, checkpoints.checkpoint_prefix(3, 10))
     for name, kind in damaged.items():
-        path = folder / "ebb_dataset" / "test" / kind / f"{name}.png"
-        path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+        with open(f"ebb_dataset/test/{kind}/{name}.png", "rb+") as file:
+            file.truncate(file.seek(0, 2) // 2)
     done = call(test_model, "level=3")
-    assert done.status == 1
+    assert done.status == 1 and pictures() == ["12_level_3_iteration_10.png", "1_level_3_iteration_10.png"]
     assert all(f"test/{kind}/{name}.png" in done.err for name, kind in damaged.items())
-    pictures = set(pictures_in(folder))
-    assert {"1_level_3_iteration_10.png", "12_level_3_iteration_10.png"} <= pictures
-    assert rendered(folder, "1", "_level_3_iteration_10.png").shape == (80, 64, 3)
+    assert done.err.endswith("error: 3 of 5 photos could not be rendered\n")
 
 
-def test_photo_smaller_than_a_pixel_of_the_level_is_named_and_the_others_are_rendered(place_with, call):
-    folder = place_with("3")
-    write_photos(folder / "ebb_dataset", {"2": ((64, 62), True)})
+def test_missing_depth_map_is_told_before_the_network_is_built(place_with, call, monkeypatch):
+    place_with("3")
+    os.remove("ebb_dataset/test/original_depth/3.png")
+    monkeypatch.setattr(model, "build_pynet", lambda **_: pytest.fail("built the network"))
     done = call(test_model, "level=7")
-    assert done.status == 1 and "test/original/2.png" in done.err and "Traceback" not in done.err
-    assert pictures_in(folder) == ["3_level_7_iteration_10.png"]
+    assert done.status == 1 and "original_depth" in done.err
 
 
-def test_missing_depth_map_is_told_before_tensorflow_is_asked(place_with, call, monkeypatch):
-    folder = place_with("2", "3")
-    (folder / "ebb_dataset/test/original_depth/2.png").unlink()
-    monkeypatch.setattr(utils, "start_tensorflow", lambda *_: pytest.fail("asked for TensorFlow"))
-    done = call(test_model, "level=7")
-    assert done.status == 1 and "original_depth/2" in done.err
-
-
-# Overlap, and what stops a run ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def overlapped():
-    """overlapped(count, read, render, finish): the finished numbers of a run over `count` photos, each its number."""
-    def run(count, read=lambda number: None, render=lambda number: None, finish=lambda number: None):
-        def read_scene(number):
-            read(number)
-            return test_model.Scene(number, None, None, {})
-
-        def render_scene(number, _):
-            render(number)
-            return number
-
-        def finish_scene(number, _, image):
-            finish(number)
-            return number, image
-
-        return list(test_model.render_overlapped(range(count), read_scene, render_scene, finish_scene))
-    return run
-
-
-def test_reading_and_finishing_go_on_while_the_network_computes(overlapped):
-    started = {name: [threading.Event() for _ in range(5)] for name in ("read", "finish")}
-    seen = []
-
-    def render(number):
-        later, before = min(number + 1, 4), max(number - 1, 0)
-        seen.append(started["read"][later].wait(10) and (number == 0 or started["finish"][before].wait(10)))
-
-    assert overlapped(5, lambda number: started["read"][number].set(), render,
-                      lambda number: started["finish"][number].set()) == [(number, number) for number in range(5)]
-    assert seen == 5 * [True]
-
-
-def test_few_photos_wait_before_and_after_the_network_however_many_there_are(overlapped):
-    counts = collections.Counter()
-    most = collections.Counter()
-
-    def step(name, later=None):
-        def count(number):
-            counts[name] += 1
-            most[name] = max(most[name], counts[name] - counts[later])
-        return count
-
-    def finish(number):
-        time.sleep(0.005)
-        counts["finished"] += 1
-
-    overlapped(40, step("read", "rendered"), step("rendered", "finished"), finish)
-    assert most["read"] <= test_model.READ_AHEAD + 2 and most["rendered"] <= test_model.FINISH_BEHIND + 2
-
-
-def test_photo_goes_through_the_network_once_and_results_come_in_order(overlapped):
-    rendered = []
-    delays = np.random.default_rng(0).uniform(0, 0.01, 20)
-    done = overlapped(20, lambda number: time.sleep(delays[number]), rendered.append,
-                      lambda number: time.sleep(delays[19 - number]))
-    assert rendered == list(range(20)) and done == [(number, number) for number in range(20)]
-
-
-def test_picture_that_cannot_be_written_is_named_and_the_status_is_1(place_with, call, monkeypatch):
-    folder = place_with("2", "3")
+def test_picture_that_cannot_be_written_is_named(place_with, call, white_network, monkeypatch):
+    place_with("2", "3")
     write = utils.write_image
 
     def full_for_one(path, *arguments):
-        if path.name.startswith(".2_"):
+        if path.name.startswith("2_"):
             raise OSError(28, "No space left on device")
         write(path, *arguments)
 
     monkeypatch.setattr(utils, "write_image", full_for_one)
     done = call(test_model, "level=7")
-    assert done.status == 1 and pictures_in(folder) == ["3_level_7_iteration_10.png"]
+    assert done.status == 1 and pictures() == ["3_level_7_iteration_10.png"]
     assert done.err.startswith("error: results/full-resolution/2_level_7_iteration_10.png: it or its small pictures "
                                "could not be written (No space left on device)\n")
 
 
-def test_page_that_cannot_be_written_is_named_and_the_status_is_1(place_with, call):
-    folder = place_with("3")
-    (folder / "results/full-resolution/index.html").mkdir(parents=True)
+def test_page_that_cannot_be_written_is_named_and_the_status_is_1(place_with, call, white_network):
+    place_with("3")
+    (PICTURES / "index.html").mkdir(parents=True)
     done = call(test_model, "level=7")
-    assert done.status == 1 and pictures_in(folder) == ["3_level_7_iteration_10.png"]
-    assert done.err.startswith("error: results/full-resolution/index.html: could not be written (")
-    assert done.err.count("\n") == 1 and not list((folder / "results").rglob(".*"))
+    assert done.status == 1 and pictures() == ["3_level_7_iteration_10.png"]
+    assert re.fullmatch("error: .*results/full-resolution/index.html.*\n", done.err)
 
 
 def test_ctrl_c_leaves_whole_pictures_and_the_page_of_what_was_rendered(place_with, call, monkeypatch):
-    folder = place_with("2", "3", "10")
-    make_renderer = test_model.make_renderer
+    place_with("2", "3", "10")
+    calls = itertools.count(1)
 
     def stopped_at_the_third(network, level):
-        render, calls = make_renderer(network, level), itertools.count(1)
-
-        def render_or_stop(*arguments):
+        def render(photo, size):
             if next(calls) == 3:
                 raise KeyboardInterrupt
-            return render(*arguments)
-        return render_or_stop
+            return np.ones((4, 4, 3), np.float32)
+        return render
 
     monkeypatch.setattr(test_model, "make_renderer", stopped_at_the_third)
     done = call(test_model, "level=7")
     assert done.status == 130 and "Traceback" not in done.err
-    page = (folder / "results/full-resolution/index.html").read_text()
-    assert "1 of 3 photos" in page and sorted(pictures_in(folder)) == [f"{name}_level_7_iteration_10.png" for name in "23"]
-    assert not [path for path in (folder / "results").rglob(".*")]
+    assert "2 of 3 photos" in (PICTURES / "index.html").read_text()
+    assert pictures() == [f"{name}_level_7_iteration_10.png" for name in "23"]
+    assert not list(PICTURES.rglob(".*"))
 
 
-def test_page_and_table_show_what_was_printed(whole_run):
-    folder, done = whole_run(1)
-    with open(folder / "results/full-resolution/metrics.csv", newline="") as table:
-        rows = {row["photo"]: row for row in csv.DictReader(table)}
-    assert list(rows) == list(PHOTOS)
-    for name in PHOTOS:
-        written = {metric: round(float(rows[name][metric]), PLACES[metric]) for metric in PLACES if rows[name][metric]}
-        assert written == printed_metrics(line_of(done.out, name))
-    page = (folder / "results/full-resolution/index.html").read_text()
-    assert page.count("<article") == len(PHOTOS) and str(utils.checkpoint_prefix(1, 10)) in page
-
-
-# The device ----------------------------------------------------------------------------------------------------------
+# Overlap -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def tensorflow_with_a_gpu(monkeypatch):
-    """A TensorFlow that sees one GPU, and notes what is done to it."""
-    gpu = types.SimpleNamespace(name="/physical_device:GPU:0")
-    done = types.SimpleNamespace(visible=[gpu], grows=[])
-    experimental = types.SimpleNamespace(set_memory_growth=lambda device, grow: done.grows.append((device, grow)),
-                                         get_device_details=lambda _: {"device_name": "Test GPU"})
-    config = types.SimpleNamespace(
-        list_physical_devices=lambda kind=None: [gpu], experimental=experimental,
-        set_visible_devices=lambda devices, kind: kind == "GPU" and setattr(done, "visible", devices))
-    monkeypatch.setitem(sys.modules, "tensorflow", types.SimpleNamespace(config=config))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    return done
+def rendered_in_steps(place_with, call, monkeypatch):
+    """rendered_in_steps(render) renders five photos with render(index, done) in place of the network.
+
+    done["read", index] and done["written", index] are events.
+    """
+    def run(render):
+        place_with()
+        write_photos({str(index): PHOTOS["11"] for index in range(5)})
+        done = collections.defaultdict(threading.Event)
+        write = results_page.write_thumbnails
+
+        def read_index(pair):
+            done["read", int(pair.name)].set()
+            return np.full((32, 32, 4), int(pair.name), np.uint8)
+
+        def render_index(photo, size):
+            render(int(photo[0, 0, 0]), done)
+            return np.ones((1, 1, 3), np.float32)
+
+        def write_index(path, photo, *others):
+            done["written", int(photo[0, 0, 0])].set()
+            return write(path, photo, *others)
+
+        monkeypatch.setattr(load_dataset, "load_input", read_index)
+        monkeypatch.setattr(test_model, "make_renderer", lambda *_: render_index)
+        monkeypatch.setattr(results_page, "write_thumbnails", write_index)
+        return call(test_model, "level=7")
+    return run
 
 
-def test_use_gpu_false_hides_the_gpu(tensorflow_with_a_gpu, capfd):
-    utils.start_tensorflow(use_gpu=False)
-    assert tensorflow_with_a_gpu.visible == [] and os.environ["CUDA_VISIBLE_DEVICES"] == "-1"
-    assert "CPU" in capfd.readouterr().out
+def test_the_next_photo_is_read_and_the_last_one_written_while_the_network_computes(rendered_in_steps):
+    seen = []
+
+    def render(index, done):
+        if index in (2, 3):  # the first two may come in any order
+            needed = [("written", 0), ("written", 1), ("read", index + 1)]
+            seen.append(all(done[event].wait(10) for event in needed))
+
+    assert rendered_in_steps(render).status == 0 and seen == [True, True]
 
 
-def test_gpu_is_used_otherwise_and_its_memory_taken_as_needed(tensorflow_with_a_gpu, capfd):
-    utils.start_tensorflow()
-    assert len(tensorflow_with_a_gpu.visible) == 1 and os.environ["CUDA_VISIBLE_DEVICES"] == "0"
-    assert [grow for _, grow in tensorflow_with_a_gpu.grows] == [True]
-    assert "Test GPU" in capfd.readouterr().out
+def test_photos_go_through_the_network_once_and_one_at_a_time_and_only_two_are_in_memory(rendered_in_steps):
+    running, rendered, most = threading.Lock(), [], []
 
+    def render(index, done):
+        assert running.acquire(blocking=False)
+        most.append(sum(done["read", other].is_set() and not done["written", other].is_set() for other in range(5)))
+        rendered.append(index)
+        running.release()
 
-def test_use_gpu_reaches_tensorflow(place_with, call, monkeypatch):
-    place_with("3")
-    asked = []
-    monkeypatch.setattr(utils, "start_tensorflow", lambda use_gpu, precision: asked.append(use_gpu))
-    for arguments in ([], ["use_gpu=false"]):
-        assert call(test_model, "level=7", *arguments).status == 0
-    assert asked == [True, False]
-
-
-def test_released_weights_render_and_measure_in_a_process_of_their_own(place_with, seed_1_checkpoint, link_checkpoint,
-                                                                       run_script):
-    folder = place_with("2")
-    link_checkpoint(seed_1_checkpoint, utils.ORIGINAL / "pynet_bokeh_level_0")
-    done = run_script("test_model.py", "orig=true", "use_gpu=false", cwd=folder)
-    assert (done.status, done.err) == (0, "")
-    assert set(printed_metrics(line_of(done.out, "2"))) == {"PSNR", "SSIM", "MS-SSIM"}
-    assert rendered(folder, "2", "_level_1_orig.png").shape == (241, 250, 3)
+    out = rendered_in_steps(render).out
+    assert sorted(rendered) == list(range(5)) and max(most) <= 2
+    assert re.findall(r"/(\d)_level_7", out) == list("01234")

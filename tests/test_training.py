@@ -1,22 +1,24 @@
-"""train_model.py: losses, metrics, Adam and the variables that move are the original's.
+"""train_model.py: losses, metrics and Adam are the original's; where each level starts.
 
 What a whole run leaves behind is in test_end_to_end.py.
 """
 
 import math
+import re
 import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import QUICK
 from PIL import Image
 
 import model
+import test_model
 import train_model
+import utils
+from support import checkpoints, devices
 
-LEARNING_RATE = 5e-5
-LOSS_TOLERANCES = (1e-6, 2e-4, 5e-3, 5e-3)  # relative: before the first update, the second, the third, after it
-GRADIENT_TOLERANCE = 1e-2  # relative, of a variable's L2 norm
 ADAM_TOLERANCE = 3e-5  # relative: in float32 1 - 0.999 is 5e-5 off, of which the root halves the effect
 
 
@@ -34,40 +36,44 @@ def loss_terms(reference):
     return {name: pytest.approx(value, rel=1e-4) for name, value in reference("losses.json")["loss_terms"].items()}
 
 
-@pytest.mark.parametrize("level", [7, 6, 5, 4, 3, 2])
-def test_loss_of_the_upper_levels_is_100_times_the_mean_absolute_error(loss_pair, loss_terms, level):
-    assert float(train_model.loss(level, *loss_pair)) == loss_terms["upper_levels_loss"]
+@pytest.mark.paper
+def test_loss_of_levels_7_to_2_is_100_times_the_mean_absolute_error(loss_pair, loss_terms):
+    for level in (7, 6, 5, 4, 3, 2):
+        assert float(train_model.loss(level, *loss_pair)) == loss_terms["upper_levels_loss"], level
 
 
+@pytest.mark.paper
 def test_loss_of_level_1_adds_l1_content_and_ssim(loss_pair, loss_terms, vgg19):
     assert float(train_model.loss(1, *loss_pair, vgg19)) == loss_terms["level_1_loss"]
 
 
+@pytest.mark.paper
 def test_loss_of_level_1_without_vgg_leaves_the_content_term_out(loss_pair, reference):
     terms = reference("losses.json")["loss_terms"]
     expected = 10 * terms["l1"] + 10 * (1 - terms["ssim"])
     assert float(train_model.loss(1, *loss_pair, None)) == pytest.approx(expected, rel=1e-4)
 
 
-def test_metrics_of_level_1_equal_the_reference(loss_pair, loss_terms, vgg19):
+def test_metrics_are_the_loss_and_the_references_content_mse_l1_and_ms_ssim(loss_pair, loss_terms, vgg19):
     found = {name: float(value) for name, value in train_model.metrics(1, *loss_pair, vgg19).items()}
-    assert found == {"loss": loss_terms["level_1_loss"], "content": loss_terms["content"], "mse": loss_terms["mse"],
-                     "l1": loss_terms["l1"], "ms-ssim": loss_terms["ms_ssim"]}
+    assert found == {"loss": float(train_model.loss(1, *loss_pair, vgg19)), "content": loss_terms["content"],
+                     "mse": loss_terms["mse"], "l1": loss_terms["l1"], "ms-ssim": loss_terms["ms_ssim"]}
 
 
-def test_metrics_of_level_7_have_the_same_content_mse_and_l1_and_no_ms_ssim(loss_pair, loss_terms, vgg19):
-    found = {name: float(value) for name, value in train_model.metrics(7, *loss_pair, vgg19).items()}
-    assert found == {"loss": loss_terms["upper_levels_loss"], "content": loss_terms["content"],
-                     "mse": loss_terms["mse"], "l1": loss_terms["l1"]}
+def test_content_needs_vgg_and_ms_ssim_176_pixels(loss_pair):
+    output, target = (images[:, :175, :176] for images in loss_pair)
+    assert set(train_model.metrics(3, output, target)) == {"loss", "mse", "l1"}
+    output, target = (images[:, :176, :176] for images in loss_pair)
+    assert set(train_model.metrics(3, output, target)) == {"loss", "mse", "l1", "ms-ssim"}
 
 
 @pytest.mark.parametrize("piece", [1, 2, 5])
-def test_psnr_is_that_of_the_mse_of_the_whole_batch_in_whatever_pieces_it_is_computed(loss_pair, reference, piece):
+def test_psnr_is_that_of_the_mse_of_the_whole_batch_in_whatever_pieces_it_is_computed(loss_pair, piece):
     def evaluation_step(outputs, targets):
         return train_model.metrics(7, outputs, targets), outputs
 
     output, target = (tf.concat([images, images[:1] / 2], axis=0) for images in loss_pair)
-    batch = types.SimpleNamespace(inputs=output, targets=target, names=list("123456")[:len(output)])
+    batch = types.SimpleNamespace(inputs=output, targets=target, names=["0", "1", "2"])
     found, outputs = train_model.evaluate_batch(evaluation_step, batch, piece)
     errors = np.float64(output) - np.float64(target)
     assert found["psnr"] == pytest.approx(-10 * math.log10(np.mean(errors ** 2)), rel=1e-6)
@@ -76,98 +82,9 @@ def test_psnr_is_that_of_the_mse_of_the_whole_batch_in_whatever_pieces_it_is_com
 
 
 def test_psnr_of_the_reference_pair(loss_pair, loss_terms):
-    batch = types.SimpleNamespace(inputs=loss_pair[0], targets=loss_pair[1], names=["0"] * len(loss_pair[0]))
-    found, _ = train_model.evaluate_batch(lambda output, target: (train_model.metrics(7, output, target), output), batch, 9)
+    batch = types.SimpleNamespace(inputs=loss_pair[0], targets=loss_pair[1], names=["0", "1"])
+    found, _ = train_model.evaluate_batch(lambda *pair: (train_model.metrics(7, *pair), pair[0]), batch, 9)
     assert found["psnr"] == loss_terms["psnr"]
-
-
-@pytest.mark.parametrize("level", [3, 2, 1])
-def test_without_vgg_the_metrics_have_no_content_and_levels_3_to_1_have_ms_ssim(loss_pair, loss_terms, level):
-    found = train_model.metrics(level, *loss_pair)
-    assert set(found) == {"loss", "mse", "l1", "ms-ssim"}
-    assert float(found["ms-ssim"]) == loss_terms["ms_ssim"]
-
-
-# Training steps ------------------------------------------------------------------------------------------------------
-
-
-class AdamThatMeasures(train_model.Adam):
-    """Notes the L2 norms of the gradients that it was given last."""
-
-    def __init__(self, variables):
-        super().__init__(variables)
-        self.norms = [tf.Variable(math.nan) for _ in variables]
-
-    def apply(self, gradients, iteration, learning_rate):
-        for norm, gradient in zip(self.norms, gradients):
-            norm.assign(tf.norm(gradient))
-        super().apply(gradients, iteration, learning_rate)
-
-
-@pytest.fixture(scope="module", params=[7, 5, 2, 1], ids="level_{}".format)
-def trajectory(request, pynet_to_train, seed_1_weights, vgg19, reference):
-    """Three updates on one batch, as the original network did them for losses.json.
-
-    Has the losses before each update and after the last, the {name: gradient norm} before the first, the
-    {name: largest change}, and what is expected of them.
-    """
-    level, batches = request.param, reference("training_batches.npz")
-    inputs, targets = batches[f"input_{level}"], batches[f"target_{level}"]
-    for name, value in seed_1_weights.items():
-        pynet_to_train.variables[name].assign(value)
-    network = model.network_for_level(pynet_to_train, level)
-    adam = AdamThatMeasures(train_model.trained_variables(network))
-    division = train_model.divide_batch(len(inputs))
-    step = train_model.make_training_step(network, level, vgg19, adam, LEARNING_RATE, division)
-
-    losses = [step(inputs, targets, 1).loss]
-    names = {id(variable): name for name, variable in pynet_to_train.variables.items()}
-    norms = {names[id(variable)]: float(norm) for variable, norm in zip(adam.variables, adam.norms)}
-    losses += [step(inputs, targets, iteration).loss for iteration in (2, 3)]
-    output = network(np.float32(inputs) / 255)
-    losses.append(float(train_model.loss(level, output, np.float32(targets) / 255, vgg19)))
-    moved = {name: np.abs(variable.numpy() - seed_1_weights[name]).max()
-             for name, variable in pynet_to_train.variables.items()}
-    return types.SimpleNamespace(losses=losses, norms=norms, moved=moved,
-                                 expected=reference("losses.json")["training"][str(level)])
-
-
-@pytest.fixture(scope="module")
-def without_gradient(reference):
-    """Names of the biases in front of an instance normalisation, which takes every constant away again."""
-    table = reference("variables.csv")
-    return {row["name"] for row, following in zip(table, table[1:])
-            if row["role"] == "bias" and following["role"] == "shift"}
-
-
-def test_losses_before_each_update_and_after_the_last_equal_the_reference(trajectory):
-    expected_losses = trajectory.expected["losses"]
-    for loss, expected, tolerance in zip(trajectory.losses, expected_losses, LOSS_TOLERANCES, strict=True):
-        assert loss == pytest.approx(expected, rel=tolerance)
-
-
-def test_gradient_norm_of_every_variable_equals_the_reference(trajectory, reference, without_gradient):
-    table = reference("variables.csv")
-    expected = {table[int(index)]["name"]: norm for index, norm in trajectory.expected["gradient_norms"].items()}
-    assert trajectory.norms.keys() == expected.keys()
-    for name in expected.keys() - without_gradient:
-        assert trajectory.norms[name] == pytest.approx(expected[name], rel=GRADIENT_TOLERANCE), name
-
-
-def test_biases_in_front_of_an_instance_normalisation_have_no_gradient_but_rounding(trajectory, without_gradient):
-    found = [norm for name, norm in trajectory.norms.items() if name in without_gradient]
-    others = [norm for name, norm in trajectory.norms.items() if name not in without_gradient]
-    assert len(found) >= 14 and max(found) < 1e-3 * np.median(others)
-
-
-def test_exactly_the_variables_of_the_level_move(trajectory, reference):
-    table = reference("variables.csv")
-    of_the_level = {table[int(index)]["name"] for index in trajectory.expected["gradient_norms"]}
-    assert {name for name, change in trajectory.moved.items() if change > 0} == of_the_level
-
-
-def test_no_variable_moves_further_than_adam_steps(trajectory):
-    assert max(trajectory.moved.values()) < 3.1 * LEARNING_RATE
 
 
 # Adam ----------------------------------------------------------------------------------------------------------------
@@ -217,6 +134,145 @@ def test_every_variable_has_moments_of_its_own():
     np.testing.assert_allclose(found, expected, rtol=ADAM_TOLERANCE)
 
 
+# What a run does with them -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def training(workplace, small_dataset, call):
+    """training("level=7", ...) trains the small network on small photos: gives a `Call`."""
+    return lambda *arguments: call(train_model, *QUICK, f"dataset_dir={small_dataset}", *arguments)
+
+
+def test_a_learning_rate_schedule_reaches_the_optimizer_from_the_first_iteration(training, monkeypatch):
+    rates = []
+
+    def make_training_step(*_, **__):
+        def step(inputs, targets, iteration, learning_rate, *_):
+            rates.append((iteration, learning_rate))
+            return devices.Step(1.0, applied=True, stopped=False)
+        return step
+
+    monkeypatch.setattr(devices, "make_training_step", make_training_step)
+    monkeypatch.setattr(train_model, "learning_rate_at", lambda iteration, settings: settings.learning_rate / iteration)
+    assert training("level=7", "num_train_iters=3", "learning_rate=0.6").status == 0
+    assert rates == [(1, 0.6), (2, 0.3), (3, pytest.approx(0.2))]
+
+
+@pytest.mark.parametrize("level, patch_size, measured", [
+    (7, 128, {"mse", "psnr", "l1"}), (3, 64, {"mse", "psnr", "l1"}), (1, 128, {"mse", "psnr", "l1", "ms-ssim"})])
+def test_any_patch_size_trains_at_high_and_low_levels(level, patch_size, measured, workplace, small_checkpoint,
+                                                      link_checkpoint, tmp_path, call, patches_of_128):
+    if level < 7:
+        link_checkpoint(small_checkpoint, checkpoints.checkpoint_prefix(level + 1, 5))
+    width = ["width=0.125"] if level == 7 else []
+    done = call(train_model, f"level={level}", *width, f"patch_size={patch_size}", "batch_size=1", "vgg_dir=none",
+                "num_train_iters=1", f"dataset_dir={patches_of_128}")
+    assert done.status == 0, done.err
+    [line] = re.findall(r"step 1 \| .*", done.out)
+    assert {name.split(":")[0] for name in line.rpartition("| ")[2].split(", ")} == measured
+    side = max(patch_size, 2 * patch_size >> (level - 1))
+    with Image.open(utils.RESULTS / f"pynet_img_0_level_{level}_iter_1.jpg") as crop:
+        assert crop.size == (3 * side, side)
+
+
+@pytest.fixture(scope="module")
+def patches_of_128(tmp_path_factory):
+    """A data set of one training and one test photo, of 288 x 256 pixels."""
+    from tools import make_scenes
+    folder = tmp_path_factory.mktemp("data_128") / "ebb_dataset"
+    make_scenes.write_dataset(folder, 1, 1, size=(288, 256))
+    return folder
+
+
+# Where a level starts ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def wider_level_4(monkeypatch):
+    """Level 4 with more feature maps in its last block than in the paper."""
+    level_4 = model._level_4
+
+    class Wider:
+        def __init__(self, layers):
+            self._layers = layers
+
+        def __getattr__(self, name):
+            return getattr(self._layers, name)
+
+        def block(self, x, largest, maps, name, **options):
+            return self._layers.block(x, largest, 96 if name == "level_4_h" else maps, name, **options)
+
+    monkeypatch.setattr(model, "_level_4", lambda layers, *features: level_4(Wider(layers), *features))
+
+
+def stored(level, iteration):
+    reader = tf.train.load_checkpoint(str(checkpoints.checkpoint_prefix(level, iteration)))
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+
+
+@pytest.fixture
+def without_updates(monkeypatch):
+    """Trainings save what they started from."""
+    monkeypatch.setattr(devices, "make_training_step", lambda *_, **__: lambda *_: devices.Step(1.0, True, False))
+    monkeypatch.setattr(train_model, "evaluate", lambda *_: ({"loss": 1.0}, []))
+
+
+def test_a_level_that_was_widened_starts_from_the_levels_above_as_they_are(
+        training, small_pynet, small_checkpoint, link_checkpoint, wider_level_4, without_updates):
+    link_checkpoint(small_checkpoint, checkpoints.checkpoint_prefix(5, 9))
+    done = training("level=4", "num_train_iters=1")
+    assert done.status == 0, done.err
+    assert re.search(r"^Level 4 starts from level 5, iteration 9 \(.*\), and from random weights", done.out)
+    found, above = stored(4, 1), model.variables_of_level(small_pynet, 5)
+    for name, variable in above.items():
+        np.testing.assert_array_equal(found[name], variable)
+    of_level_4 = model.variables_of_level(small_pynet, 4).keys() - above.keys()
+    assert any(found[name].shape != small_pynet.variables[name].shape for name in of_level_4)
+
+    done = training("level=3", "num_train_iters=1")
+    assert done.status == 0, done.err
+    for name, value in stored(3, 1).items():
+        np.testing.assert_array_equal(value, found[name])  # also what is still random, of the same seed
+
+
+def test_a_checkpoint_of_another_network_is_refused_for_testing_and_resuming_by_what_differs(
+        training, small_checkpoint, small_dataset, link_checkpoint, without_updates, request, call):
+    assert training("level=7", "num_train_iters=1").status == 0
+    link_checkpoint(small_checkpoint, checkpoints.checkpoint_prefix(4, 9))
+    request.getfixturevalue("wider_level_4")
+    for done, checkpoint in ((call(test_model, "level=4", f"dataset_dir={small_dataset}"), "pynet_level_4_iteration_9"),
+                             (training("level=7", "resume=true", "num_train_iters=2"), "pynet_level_7_resume")):
+        assert done.status == 1 and re.fullmatch(
+            rf"error: models/{checkpoint}\.ckpt: generator/Variable_\d+ is \[[\d, ]+\], this network's is "
+            r"\[[\d, ]+\] \(and \d+ others\); the checkpoint was written by another network or .*\n", done.err)
+
+
+def test_what_the_level_above_has_not_trained_keeps_its_random_start(small_checkpoint, small_pynet):
+    pynet = model.build_pynet(64, 64, seed=5, width_multiplier=0.125)
+    start = {name: variable.numpy() for name, variable in pynet.variables.items()}
+    train_model.start_from_level_above(pynet, small_checkpoint, types.SimpleNamespace(level=2, kernel_start="paper"))
+    above = model.variables_of_level(pynet, 3)
+    for name, variable in pynet.variables.items():
+        np.testing.assert_array_equal(variable, small_pynet.variables[name] if name in above else start[name])
+
+
+def test_with_he_start_levels_2_and_1_begin_as_enlargements_of_the_restored_level_above(
+        small_checkpoint, small_pynet, monkeypatch):
+    pynet, enlarged = model.build_pynet(64, 64, seed=5, width_multiplier=0.125, kernel_start="he"), []
+    above = model.variables_of_level(small_pynet, 4)
+
+    def enlarge(pynet, level):
+        assert all(np.array_equal(pynet.variables[name], variable) for name, variable in above.items())
+        enlarged.append(level)
+
+    monkeypatch.setattr(model, "start_as_enlargement", enlarge)
+    for level in (3, 2, 1):
+        for kernel_start in ("paper", "he"):
+            settings = types.SimpleNamespace(level=level, kernel_start=kernel_start)
+            train_model.start_from_level_above(pynet, small_checkpoint, settings)
+    assert enlarged == [2, 1]
+
+
 # Visual crops --------------------------------------------------------------------------------------------------------
 
 
@@ -238,8 +294,8 @@ def test_visual_crop_of_a_small_level_shows_its_pixels_as_squares():
 
 
 def test_visual_crop_of_level_1_has_the_size_of_its_target():
-    patch = np.random.default_rng(0).integers(0, 256, (512, 512, 4), np.uint8)
-    target = np.zeros((1024, 1024, 3), np.uint8)
+    patch = np.random.default_rng(0).integers(0, 256, (128, 128, 4), np.uint8)
+    target = np.zeros((256, 256, 3), np.uint8)
     crop = train_model.visual_crop(patch, np.float32(target), target)
-    enlarged = Image.fromarray(patch[..., :3]).resize((1024, 1024), Image.Resampling.BICUBIC)
+    enlarged = Image.fromarray(patch[..., :3]).resize((256, 256), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(crop, np.hstack([np.asarray(enlarged), target, target]))

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import scipy.io
 import tensorflow as tf
+from reference import vgg19_mat
 
 import vgg
-from reference import vgg19_mat
 from utils import DataError
 
 LAYERS = ("relu1_2", "relu3_4", "relu5_4")
 CONVOLUTIONS = {"conv1_1": (3, 64), "conv1_2": (64, 64), "conv2_1": (64, 128), "conv2_2": (128, 128)} | {
-    f"conv{block}_{place}": (maps_in if place == 1 else maps, maps)
-    for block, maps_in, maps in ((3, 128, 256), (4, 256, 512), (5, 512, 512)) for place in (1, 2, 3, 4)}
+    f"conv{block}_{index}": (maps_in if index == 1 else maps, maps)
+    for block, maps_in, maps in ((3, 128, 256), (4, 256, 512), (5, 512, 512)) for index in (1, 2, 3, 4)}
 
 
 @pytest.fixture(scope="module")
@@ -27,23 +27,20 @@ def vgg19_of_both_layouts(request):
     return request.getfixturevalue("older_vgg19" if request.param == "older" else "vgg19")
 
 
-def write_mat(path, **changed):
-    """Writes a .mat of the right structure; `changed` are shapes of kernels (None: without that layer)."""
-    layers = []
-    for name, (maps_in, maps) in CONVOLUTIONS.items():
-        shape = changed.get(name, (3, 3, maps_in, maps))
-        if shape:
-            weights = np.empty((1, 2), object)
-            weights[0, 0], weights[0, 1] = np.zeros(shape, np.float32), np.zeros((1, shape[-1]), np.float32)
-            layers.append({"name": name, "type": "conv", "weights": weights})
-    cells = np.empty((1, len(layers)), object)
-    cells[0] = layers
-    scipy.io.savemat(path, {"layers": cells}, do_compression=True)
+def write_mat(path, **shapes):
+    """Writes a .mat of the right structure. shapes: of the kernels that are in it, by the names of their layers."""
+    cells = np.empty((1, len(shapes)), object)
+    for index, (name, shape) in enumerate(shapes.items()):
+        weights = np.empty((1, 2), object)
+        weights[0, 0], weights[0, 1] = np.zeros(shape, np.float32), np.zeros((1, shape[-1]), np.float32)
+        cells[0, index] = {"name": name, "type": "conv", "weights": weights}
+    scipy.io.savemat(path, {"layers": cells})
 
 
 # Features ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.paper
 @pytest.mark.parametrize("layer", LAYERS)
 def test_features_equal_the_reference_from_both_layouts(vgg19_of_both_layouts, reference, layer):
     expected = reference("vgg_seed3.npz")
@@ -56,6 +53,11 @@ def test_content_loss_is_measured_at_relu5_4(vgg19, reference):
     assert vgg.CONTENT_LAYER == "relu5_4"
     np.testing.assert_array_equal(vgg.vgg19_features(vgg19, expected["image"]),
                                   vgg.vgg19_features(vgg19, expected["image"], "relu5_4"))
+
+
+def test_all_16_convolutions_are_read_and_nothing_else(vgg19_of_both_layouts):
+    shapes = {name: kernel.shape[2:] for name, (kernel, _) in vgg19_of_both_layouts.items()}
+    assert shapes == CONVOLUTIONS and len(shapes) == 16
 
 
 def test_unknown_layer_is_refused(vgg19):
@@ -94,10 +96,9 @@ def test_file_that_is_no_mat_is_named_with_where_to_get_the_right_one(tmp_path, 
     assert_refused(path, "is not MatConvNet's VGG-19")
 
 
-def test_mat_cut_short_in_a_download_is_refused(tmp_path):
+def test_mat_cut_short_in_a_download_is_refused(tmp_path, vgg_file):
     path = tmp_path / "vgg.mat"
-    write_mat(path)
-    path.write_bytes(path.read_bytes()[:-1000])
+    path.write_bytes(vgg_file.read_bytes()[:-1000])
     assert_refused(path)
 
 
@@ -107,21 +108,11 @@ def test_mat_without_layers_is_refused(tmp_path):
     assert_refused(path)
 
 
-def test_mat_without_one_of_the_convolutions_is_refused(tmp_path):
+@pytest.mark.parametrize("kernels, named", [
+    ({"conv1_1": (3, 3, 3, 64)}, "conv1_2"),
+    ({"conv1_1": (3, 3, 3, 64), "conv1_2": (5, 5, 64, 64)}, "conv1_2"),
+    ({"conv1_1": (3, 3, 3, 64), "conv1_2": (3, 3, 64, 64)}, "conv2_1")], ids=["missing", "shape", "next is missing"])
+def test_first_convolution_that_is_missing_or_of_another_shape_is_named(tmp_path, kernels, named):
     path = tmp_path / "vgg.mat"
-    write_mat(path, conv5_4=None)
-    assert_refused(path, "conv5_4")
-
-
-def test_mat_with_a_kernel_of_another_shape_is_refused_and_the_layer_named(tmp_path):
-    path = tmp_path / "vgg.mat"
-    write_mat(path, conv2_2=(5, 5, 128, 128))
-    assert_refused(path, "conv2_2")
-
-
-def test_the_stand_in_of_these_tests_has_the_right_structure(tmp_path):
-    """Or else the tests above could pass for another reason."""
-    path = tmp_path / "vgg.mat"
-    write_mat(path)
-    loaded = vgg.load_vgg19(path)
-    assert {name: kernel.shape[2:] for name, (kernel, _) in loaded.items()} == CONVOLUTIONS
+    write_mat(path, **kernels)
+    assert_refused(path, named)

@@ -1,8 +1,9 @@
 """Shows the whole pipeline in minutes, without any download: python -m tools.demo
 
-Makes a small synthetic data set, trains levels 7 to 1 for a few iterations each, renders a test photo, and puts all
-of it on one contact sheet, results/demo.png. The training and the rendering are those of train_model.py and
-test_model.py, run as a user would run them, but in results/demo/: the user's own models/ and results/ stay as they are.
+Makes a few synthetic scenes and renders one with the small network of models/small/, if it is there. Then it trains a
+small network of its own from scratch, level 7 to 1, and puts all of it on one contact sheet, results/demo.png. Training
+and rendering are those of train_model.py and test_model.py, run as a user would run them, but in results/demo/: the
+user's own models/ and results/ stay as they are.
 """
 
 import os
@@ -14,165 +15,119 @@ import signal
 import subprocess
 import sys
 import time
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-import train_model
 import utils
-from tools import make_demo_dataset
+from tools import make_scenes
 from utils import DataError, Parameter
 
 FOLDER = utils.RESULTS / "demo"
 SHEET = utils.RESULTS / "demo.png"
 MARKER = FOLDER / "made_by_demo.txt"
-CONTENTS = "ebb_dataset", "models", "results"  # what a demo writes into its folder
-NEEDED_SPACE = 3e9  # bytes: a checkpoint for each level, and twice the resumable state of one
-TRAIN_COUNT, TEST_COUNT = 8, 1
 SCRIPTS = pathlib.Path(__file__).resolve().parent.parent
+SMALL = SCRIPTS / utils.SMALL
+TRAIN_COUNT, TEST_COUNT = 12, 1
 
-
-class Training(NamedTuple):
-    iterations: int
-    batch_size: int
-
-
-# What two CPU cores do in minutes. The upper levels are cheap and get the most iterations. Levels 3 to 1 would need a
-# hundred times as many to show anything: theirs only show that they run.
-SCHEDULE = {
-    7: Training(24, 2),
-    6: Training(12, 2),
-    5: Training(5, 2),
-    4: Training(4, 1),
-    3: Training(1, 1),
-    2: Training(1, 1),
-    1: Training(1, 1),
-}
-LEARNING_RATE = 1e-4  # twice the default; at 3e-4 and more the colours swing from one end of their range to the other
-RENDERED_LEVELS = 4, 1
+SCHEDULE = {7: 60, 6: 40, 5: 40, 4: 40, 3: 60, 2: 20, 1: 10}  # iterations: what two CPU cores do in three minutes
+NETWORK = "width=0.25", "patch_size=256", "batch_size=2", "learning_rate=4e-4", "vgg_dir=none"
 
 PARAMETERS = (Parameter("seed", int, 0, "another one gives other scenes and another training", 0),)
 USAGE = "python -m tools.demo [seed=N]"
 
-PHOTO_HEIGHT, CROP_HEIGHT, LABEL_HEIGHT, FONT_SIZE, GAP = 360, 300, 34, 22, 12  # of the contact sheet, in pixels
-PAPER, INK = "white", "black"
+PHOTO_HEIGHT, CROP_HEIGHT, LABEL_HEIGHT, FONT_SIZE, GAP = 400, 300, 34, 22, 12  # of the contact sheet, in pixels
 
 
 def main(argv):
     """Runs the demo. Returns the exit status: that of the script which failed, if one did."""
     settings = utils.parse_arguments(argv, PARAMETERS, USAGE)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the script that runs, too
     started = time.monotonic()
     prepare_folder()
-    print(f"Writing {TRAIN_COUNT} training photos and {TEST_COUNT} test photo to {FOLDER / 'ebb_dataset'}/", flush=True)
-    make_demo_dataset.write_dataset(FOLDER / "ebb_dataset", TRAIN_COUNT, TEST_COUNT, seed=settings.seed)
+    print(f"This takes about five minutes on two CPU cores. Making {TRAIN_COUNT + TEST_COUNT} scenes in "
+          f"{FOLDER / 'ebb_dataset'}/", flush=True)
+    make_scenes.write_dataset(FOLDER / "ebb_dataset", TRAIN_COUNT, TEST_COUNT, seed=settings.seed)
     for script, *arguments in commands(settings.seed):
         status = run_script(script, arguments)
         if status:
             print(f"error: {script} ended with exit status {status}, so the demo ends here", file=sys.stderr)
             return status
-        delete_states()
-    utils.write_image(SHEET, np.asarray(contact_sheet()))
-    print(f"\nThe demo took {utils.duration(time.monotonic() - started)}. Its contact sheet is {SHEET}; all else is in "
-          f"{FOLDER}/ (1.4 GB; delete it when you like).\n\n{conclusion()}")
+        if script == "test_model.py":
+            write_sheet()
+    print(f"\nThe demo took {utils.duration(time.monotonic() - started)}. All but the contact sheet is in {FOLDER}/; "
+          f"delete it when you like.\n\n{conclusion()}")
+    return 0
 
 
 def prepare_folder():
-    """Makes results/demo/, without what an earlier demo left there; DataError where the folder is not a demo's."""
+    """Makes results/demo/, without what an earlier demo left. Raises DataError where the folder is not a demo's."""
     if FOLDER.exists() and not MARKER.exists():
         raise DataError(f"{FOLDER}: was not made by this demo, so it is left as it is; rename it")
+    shutil.rmtree(FOLDER, ignore_errors=True)
     utils.prepare_folders(FOLDER)
     MARKER.write_text("python -m tools.demo made this folder, and replaces what is in it.\n", encoding="utf-8")
-    for name in CONTENTS:
-        shutil.rmtree(FOLDER / name, ignore_errors=True)
-    if utils.free_space(FOLDER) < NEEDED_SPACE:
-        raise DataError(f"{FOLDER}/: the demo needs {NEEDED_SPACE / 1e9:.0f} GB of disk, and less is free")
+    if SMALL.with_suffix(".index").exists():
+        shutil.copytree(SMALL.parent, FOLDER / utils.SMALL.parent)
 
 
 def commands(seed):
-    """The calls of the scripts, each as [script, argument, ...]."""
-    for level, training in SCHEDULE.items():
-        yield ["train_model.py", f"level={level}", f"batch_size={training.batch_size}",
-               f"num_train_iters={training.iterations}", f"learning_rate={LEARNING_RATE:g}", f"seed={seed}",
-               "vgg_dir=none"]
-    for level in RENDERED_LEVELS:
-        yield ["test_model.py", f"level={level}"]
+    """Yields the calls of the scripts, each as [script, argument, ...]."""
+    if SMALL.with_suffix(".index").exists():
+        yield ["test_model.py", "small=true"]
+    for level, iterations in SCHEDULE.items():
+        yield ["train_model.py", f"level={level}", f"num_train_iters={iterations}", f"seed={seed}", *NETWORK]
+    yield ["test_model.py", "level=1"]
 
 
 def run_script(script, arguments):
-    """Runs a script of this repository in results/demo/, and says with what command. Returns its exit status.
-
-    However the demo is stopped, the script is stopped with it. It does not hear Ctrl-C before it listens for it itself:
-    in the midst of its imports it would answer with a traceback.
-    """
+    """Runs a script of this repository in results/demo/, and prints the command. Returns its exit status."""
     shown = shlex.join(["python", os.path.relpath(SCRIPTS / script, FOLDER), *arguments])
     print(f"\n$ (cd {FOLDER} && {shown})", flush=True)
-    for_demo = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        process = subprocess.Popen([sys.executable, SCRIPTS / script, *arguments], cwd=FOLDER,
-                                   env=os.environ | {"PYTHONUNBUFFERED": "1"})
-    finally:
-        signal.signal(signal.SIGINT, for_demo)
-    for_all = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        status = process.wait()
-    finally:
-        process.kill()
-        process.wait()
-        signal.signal(signal.SIGTERM, for_all)
-    return status if status >= 0 else 128 - status
-
-
-def delete_states():
-    """Deletes what resume=true would need of a level that is done: half a gigabyte each."""
-    for file in (FOLDER / "models").glob("*_resume.ckpt*"):
-        file.unlink()
+    return subprocess.call([sys.executable, SCRIPTS / script, *arguments], cwd=FOLDER,
+                           env=os.environ | {"PYTHONUNBUFFERED": "1"})
 
 
 def conclusion():
-    """What the demo has shown, and what it has not: a few lines of text."""
-    done, full = (sum(counts) for counts in ((training.iterations for training in SCHEDULE.values()),
-                                             train_model.DEFAULT_ITERATIONS.values()))
+    """Returns what the demo has shown, and what it has not."""
     return f"""\
 What this shows: the pipeline is whole, from photos through seven levels, each trained from the one above it, to a photo
-rendered at full size. At levels 7 to 4 the loss falls, and the large shapes appear with roughly their colours.
-What it cannot show: bokeh. The paper trains {full:,} iterations, this was {done}. Levels 3 to 1 have only begun, and
-their output is still the grey of random weights. Nor do these scenes stand for photos: they are flat cut-outs in a few
-colours, with exact depth maps."""
+rendered at full size. What was trained just now is a network with a quarter of the paper's feature maps, for
+{sum(SCHEDULE.values())} iterations instead of the paper's 260,000: large shapes and colours, not bokeh."""
 
 
 # The contact sheet ---------------------------------------------------------------------------------------------------
 
 
-def contact_sheet():
-    """The first test photo with what was made of it, then the visual crops of every level. Returns a Pillow image."""
-    crops = [labelled(f"level {level}: {SCHEDULE[level].iterations} iterations, test PSNR {psnr} dB",
+def write_sheet():
+    """Writes results/demo.png: the test photo with what was made of it, then the visual crops of every level."""
+    crops = [labelled(f"level {level}, trained just now: {SCHEDULE[level]} iterations, test PSNR {psnr} dB",
                       crop_file(level), CROP_HEIGHT) for level, psnr in psnr_by_level().items()]
-    rows = [joined(photo_panels(), across=True), joined(crops[:3], across=True), joined(crops[3:6], across=True),
-            joined([*crops[6:], text_panel(conclusion(), 2 * crops[0].width)], across=True)]
-    return joined(rows, across=False, margin=GAP)
+    rows = [photo_panels(), *(crops[first:first + 2] for first in range(0, len(crops), 2))]
+    sheet = joined([joined(row, across=True) for row in rows], across=False, margin=GAP)
+    utils.write_image(SHEET, np.asarray(sheet))
+    print(f"Look at it: {SHEET}", flush=True)
 
 
 def photo_panels():
-    """photo | depth | rendered | target, each with its label."""
-    test = FOLDER / "ebb_dataset" / "test"
-    rendered = FOLDER / "results" / "full-resolution"
-    files = {"photo": test / "original" / "0.jpg", "depth": test / "original_depth" / "0.png"}
-    files |= {f"rendered at level {level}": rendered / f"0_level_{level}_iteration_{SCHEDULE[level].iterations}.png"
-              for level in RENDERED_LEVELS}
-    files |= {"target": test / "bokeh" / "0.jpg"}
-    return [labelled(label, file, PHOTO_HEIGHT) for label, file in files.items()]
+    """Returns photo | depth map | rendered | target, each with its label."""
+    test, rendered = FOLDER / "ebb_dataset" / "test", FOLDER / utils.FULL_RESOLUTION
+    files = {"photo": test / "original" / "0.jpg", "depth map": test / "original_depth" / "0.png",
+             "small network of models/small/": rendered / "0_level_1_small.png",
+             "network trained just now, level 1": rendered / f"0_level_1_iteration_{SCHEDULE[1]}.png",
+             "target": test / "bokeh" / "0.jpg"}
+    return [labelled(label, file, PHOTO_HEIGHT) for label, file in files.items() if file.exists()]
 
 
 def crop_file(level):
-    """The visual crop (input | output | target) of the first test photo at the end of a level."""
-    return FOLDER / "results" / f"pynet_img_0_level_{level}_iter_{SCHEDULE[level].iterations}.jpg"
+    """Returns the visual crop (input | output | target) of the test photo at the end of a level."""
+    return FOLDER / utils.RESULTS / f"pynet_img_0_level_{level}_iter_{SCHEDULE[level]}.jpg"
 
 
 def psnr_by_level():
-    """{level: PSNR in dB at its end, as text}, from models/logs.txt."""
-    found, level = {}, None
-    for line in (FOLDER / "models" / "logs.txt").read_text(encoding="utf-8").splitlines():
+    """Returns {level: PSNR in dB at its end, as text}, from models/logs.txt; {} where nothing is trained yet."""
+    log, found, level = FOLDER / "models" / "logs.txt", {}, None
+    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
         if line.startswith("#"):
             level = int(re.search(r"\blevel=(\d)", line)[1])
         else:
@@ -181,33 +136,26 @@ def psnr_by_level():
 
 
 def labelled(label, file, height):
-    """The picture of a file, scaled to a height in pixels, with a line of text above it."""
+    """Returns the picture of a file, scaled to a height in pixels, with a line of text above it."""
     with Image.open(file) as image:
-        picture = image.convert("RGB").resize((round(image.width * height / image.height), height),
-                                              Image.Resampling.LANCZOS)
-    panel = Image.new("RGB", (picture.width, LABEL_HEIGHT + height), PAPER)
-    ImageDraw.Draw(panel).text((0, 0), label, INK, ImageFont.load_default(FONT_SIZE))
+        size = round(image.width * height / image.height), height
+        picture = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    panel = Image.new("RGB", (picture.width, LABEL_HEIGHT + height), "white")
+    ImageDraw.Draw(panel).text((0, 0), label, "black", ImageFont.load_default(FONT_SIZE))
     panel.paste(picture, (0, LABEL_HEIGHT))
     return panel
 
 
-def text_panel(text, width):
-    """Lines of text, set as high as a picture below its label."""
-    panel = Image.new("RGB", (width, LABEL_HEIGHT + CROP_HEIGHT), PAPER)
-    ImageDraw.Draw(panel).multiline_text((GAP, LABEL_HEIGHT), text, INK, ImageFont.load_default(FONT_SIZE), spacing=12)
-    return panel
-
-
 def joined(panels, across, margin=0):
-    """Pictures side by side (or one below the other), with gaps."""
+    """Returns pictures side by side (or one below the other), with gaps."""
     along = [panel.width if across else panel.height for panel in panels]
     aside = [panel.height if across else panel.width for panel in panels]
     size = sum(along) + GAP * (len(panels) - 1) + 2 * margin, max(aside) + 2 * margin
-    sheet = Image.new("RGB", size if across else size[::-1], PAPER)
-    place = margin
+    sheet = Image.new("RGB", size if across else size[::-1], "white")
+    start = margin
     for panel, length in zip(panels, along):
-        sheet.paste(panel, (place, margin) if across else (margin, place))
-        place += length + GAP
+        sheet.paste(panel, (start, margin) if across else (margin, start))
+        start += length + GAP
     return sheet
 
 

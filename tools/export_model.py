@@ -1,9 +1,9 @@
-"""Writes a level of PyNET for use without this repository: python -m tools.export_model level=1 format=tflite out=FILE
+"""Writes a level of PyNET for use without this repository: python -m tools.export_model level=1 out=pynet
 
-The exported model takes the photo and the depth map as they are decoded, both at half the photo's size. Scaling, padding
-to what the network takes, cutting back and clipping are inside. It is made of built-in layers and operations only: a
-SavedModel, a Keras file and a TFLite file each load where this repository is not. Before the file gets its name it is
-loaded and compared with the network.
+The exported model takes the photo and the depth map as they are decoded, both at half the photo's size. Scaling,
+padding to what the network takes, cutting back and clipping are inside. It is made of built-in layers and operations
+only: a SavedModel, a Keras file and a TFLite file each load where this repository is not. Before the file gets its name
+it is loaded and compared with the network.
 """
 
 import math
@@ -15,42 +15,45 @@ import warnings
 import numpy as np
 from PIL import Image
 
+import test_model
 import utils
-from tools import make_demo_dataset
-from utils import DataError, Parameter, UsageError
+from support import checkpoints, devices
+from utils import DataError, Parameter, UsageError, tf
 
-FORMATS = ("saved_model", "tflite", "keras")
-PRECISIONS = ("float32", "float16")
+FORMATS = {"saved_model": "", "tflite": ".tflite", "keras": ".keras"}  # and how the names of such files end
+CHANNELS = {"photo": 3, "depth": 1}  # of the inputs of what is exported
 LARGEST_DIFFERENCE = 1e-4  # of any pixel from the network's, where 1 is white
 LOWEST_PSNR = 50.0  # in dB, of float16
-FLOAT16_LARGEST = 65504.0  # what is beyond becomes infinite
 SMALLEST_SIDE = 32  # pixels of the input, one pixel of level 7
-TRIAL_SIZE = 88, 120  # height and width of the photo that the file is tried with, where it takes any
+TRIAL_SIZE = 88, 120  # height and width of the photo that a SavedModel is tried with
 
 PARAMETERS = (
     Parameter("level", int, 1, "level to export", 1, 7),
     Parameter("orig", bool, False, "use the released weights in models/original/"),
+    Parameter("small", bool, False, "use the weights of models/small/"),
     Parameter("restore_iter", int, None, "iteration of the level to use", 1, default_text="last saved"),
-    Parameter("format", FORMATS, "saved_model", "saved_model, tflite or keras"),
-    Parameter("precision", PRECISIONS, "float32",
-              "float32, or float16 to store the weights of a tflite file in half the space"),
-    Parameter("height", int, None, "of the inputs in pixels, half the photo's", SMALLEST_SIDE, 8192, default_text="any"),
-    Parameter("width", int, None, "of the inputs in pixels, half the photo's", SMALLEST_SIDE, 8192, default_text="any"),
-    Parameter("out", str, utils.REQUIRED, "file to write (a folder for saved_model); must not exist"),
+    Parameter("format", tuple(FORMATS), None, "format of the file", default_text="what the ending of out says"),
+    Parameter("precision", ("float32", "float16"), "float32", "of the weights in the file; float16 for tflite only"),
+    Parameter("height", int, None, "of tflite and keras inputs in pixels, half the photo's", SMALLEST_SIDE, 8192,
+              default_text="any"),
+    Parameter("width", int, None, "of tflite and keras inputs in pixels, half the photo's", SMALLEST_SIDE, 8192,
+              default_text="any"),
+    Parameter("out", str, utils.REQUIRED, "FILE.tflite, FILE.keras, or the folder of a SavedModel; must not exist"),
 )
 USAGE = "python -m tools.export_model out=PATH [name=value ...]"
 
 
 def main(argv):
-    """Exports as the arguments say. Returns the exit status: 1 if the exported model does not keep what it promises."""
+    """Exports as the arguments say. Raises DataError if the exported model does not compute what the network does."""
     settings = utils.parse_arguments(argv, PARAMETERS, USAGE)
-    check(settings)
     out = pathlib.Path(settings.out)
+    settings.format = find_format(settings.format, out)
+    check_arguments(settings)
     if out.exists() or out.is_symlink():
         raise DataError(f"{out}: exists, and nothing is overwritten; name another, or remove it")
-    prefix = utils.find_original() if settings.orig else utils.find_checkpoint(settings.level, settings.restore_iter)[0]
+    prefix, _ = test_model.find_weights(settings)
     utils.prepare_folders(out.parent)
-    tf = utils.start_tensorflow(use_gpu=False)  # the GPU rounds otherwise than the exported file does here
+    devices.start_tensorflow(use_gpu=False)  # a GPU would round differently from the exported file on the CPU
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         partial = pathlib.Path(folder) / out.name
         network = restore(settings.level, prefix)
@@ -64,53 +67,69 @@ def main(argv):
     print(f"{out}: level {settings.level} as {settings.format}, {size_on_disk(out) / 1e6:.1f} MB")
 
 
-def check(settings):
-    """UsageError where arguments exclude each other."""
+def find_format(wanted, out):
+    """Returns the format that the ending of `out` says. Raises UsageError where another one is wanted."""
+    by_suffix = {suffix: name for name, suffix in FORMATS.items()}
+    found = by_suffix.get(out.suffix.lower(), "saved_model")
+    if wanted in (None, found):
+        return found
+    ending = f"must end in {FORMATS[wanted]}" if FORMATS[wanted] else f"must not end in {out.suffix}"
+    raise UsageError(f"out={out}: {ending} for format={wanted}; or leave format= out, which follows the ending")
+
+
+def check_arguments(settings):
+    """Raises UsageError for arguments that do not go together."""
+    weights = [name for name in ("orig", "small", "restore_iter") if getattr(settings, name)]
+    if len(weights) > 1:
+        raise UsageError(f"{weights[-1]}: orig=true, small=true and restore_iter= choose different weights; give one")
     if settings.precision == "float16" and settings.format != "tflite":
-        raise UsageError(f"precision=float16: is for format=tflite; {settings.format} keeps float32")
-    if (settings.height is None) != (settings.width is None):
-        raise UsageError("height, width: give both, or none for any size")
-    if settings.format == "keras" and not settings.out.endswith(".keras"):
-        raise UsageError(f"out={settings.out}: is to end in .keras, or Keras does not load it")
-    if settings.orig and settings.restore_iter:
-        raise UsageError("restore_iter: the released weights (orig=true) have no iterations; leave one of the two out")
+        raise UsageError(f"precision=float16: is for tflite; {settings.format} keeps float32")
+    missing = [name for name in ("height", "width") if getattr(settings, name) is None]
+    if settings.format == "saved_model" and len(missing) < 2:
+        raise UsageError("height, width: are for tflite and keras; a SavedModel takes any size")
+    if settings.format != "saved_model" and missing:
+        raise UsageError(f"{', '.join(missing)}: must be given for {settings.format}, which takes one size: "
+                         "the height and width of the inputs in pixels")
 
 
 def restore(level, prefix):
-    """The network of a level with the weights of a checkpoint."""
+    """Returns the network of a level with the weights of a checkpoint. Raises DataError if it takes no depth maps."""
     import model
-    if not utils.takes_depth(prefix):
-        raise DataError(f"{prefix}: is of a network without depth maps (use_depth=false); only those with can be exported")
-    pynet = model.build_pynet(seed=None)
-    utils.restore_checkpoint(pynet.variables, prefix)
+    network = checkpoints.network_of(prefix)
+    if not network["use_depth"]:
+        raise DataError(f"{prefix}: is of a network without depth maps; only those with can be exported")
+    pynet = model.build_pynet(seed=None, **network)
+    checkpoints.restore_checkpoint(pynet.variables, prefix)
     return model.network_for_level(pynet, level)
 
 
 # The model -----------------------------------------------------------------------------------------------------------
 
 
-def with_photo_and_depth(network, level, height=None, width=None, for_tflite=False):
-    """The network of a level, from what a user has to what a user wants, of built-in Keras layers and operations.
+def render(features, level, photo, depth):
+    """Computes what a user wants from what a user has. Takes tensors, also of unknown size, and symbolic Keras tensors.
 
     Args:
-      network: what `model.network_for_level` returned.
+      features: of `built_in_features`.
       level: 1-7.
-      height, width: of the inputs in pixels, None for any.
-      for_tflite: normalise with operations on four axes, which phone GPUs take. Not a built-in layer.
+      photo, depth: float32 (images, height, width, 3) and (images, height, width, 1), 0-255.
 
     Returns:
-      A `keras.Model` with the inputs `photo` (images, height, width, 3) and `depth` (images, height, width, 1), float32,
-      0-255, and the output `image`, float32 (images, height / s, width / s, 3), s = 2^(level - 2), in [0, 1].
+      float32 (images, height / s, width / s, 3), s = 2^(level - 2), in [0, 1].
     """
-    from tensorflow import keras
-    photo = keras.Input((height, width, 3), name="photo")
-    depth = keras.Input((height, width, 1), name="depth")
-    features = keras.Model(network.get_layer("space_to_depth").output, network.output, name="pynet")
-    features = rebuilt(features, four_axes_normalisation() if for_tflite else keras.layers.GroupNormalization.from_config)
-    x = keras.ops.concatenate([photo, depth], axis=-1) / 255.0
-    y = features(space_to_depth(pad(x)))
-    y = keras.ops.clip(cut_back(y, x, level), 0.0, 1.0)
-    return keras.Model({"photo": photo, "depth": depth}, {"image": y}, name=f"pynet_level_{level}")
+    from keras import ops
+
+    import model
+    x = ops.concatenate([photo, depth], axis=-1) / 255.0
+    height, width = ops.shape(x)[1:3]
+    below, right = -height % model.INPUT_MULTIPLE, -width % model.INPUT_MULTIPLE
+    fits = None not in photo.shape[1:3] and below == right == 0  # then without operations that do nothing
+    if not fits:
+        x = ops.pad(x, [(0, 0), (0, below), (0, right), (0, 0)], "reflect")
+    y = features(space_to_depth(x))
+    if not fits:
+        y = y[:, :(2 * height) // 2 ** (level - 1), :(2 * width) // 2 ** (level - 1)]
+    return ops.clip(y, 0.0, 1.0)
 
 
 def space_to_depth(x):
@@ -119,90 +138,33 @@ def space_to_depth(x):
     return ops.concatenate([x[:, row::2, column::2] for row in (0, 1) for column in (0, 1)], axis=-1)
 
 
-def pad(x):
-    """Continues images by reflection, to the right and below, to multiples of 32 (`test_model.pad_by_reflection`)."""
-    from keras import ops
-    from model import INPUT_MULTIPLE
-    if None in x.shape[1:3]:
-        return _pad_any(_pad_any(x, 1), 2)
-    below, right = (-side % INPUT_MULTIPLE for side in x.shape[1:3])
-    return ops.pad(x, [(0, 0), (0, below), (0, right), (0, 0)], "reflect") if below or right else x
-
-
-def _pad_any(x, axis):
-    """The same along one axis of unknown length.
-
-    Keras has no built-in operation that gives a length which is only known at run time, so that the pixels are counted.
-    """
-    from keras import ops
-    from model import INPUT_MULTIPLE
-    last = _count(_pixels(x, axis))[-1]
-    place = _count(ops.repeat(_pixels(x, axis, 0, INPUT_MULTIPLE), INPUT_MULTIPLE)) % ops.maximum(2 * last, 1)
-    return ops.take(x, ops.minimum(place, 2 * last - place), axis=axis)
-
-
-def cut_back(y, x, level):
-    """Cuts the network's output y to where its input x was before the padding."""
-    from keras import ops
-    if None not in x.shape[1:3]:
-        height, width = ((2 * side) >> (level - 1) for side in x.shape[1:3])
-        return y if y.shape[1:3] == (height, width) else y[:, :height, :width]
-    step = max(1, 2 ** (level - 2))
-    for axis in (1, 2):
-        pixels = _pixels(x, axis, step - 1, step)  # as many as there are whole steps
-        y = ops.take(y, _count(ops.repeat(pixels, 2) if level == 1 else pixels), axis=axis)
-    return y
-
-
-def _pixels(x, axis, first=0, step=1):
-    """Every `step`-th pixel along an axis of the first image."""
-    return x[0, first::step, 0, 0] if axis == 1 else x[0, 0, first::step, 0]
-
-
-def _count(pixels):
-    """0, 1, 2 ... for each of them."""
-    from keras import ops
-    return ops.cumsum(ops.ones_like(pixels, dtype="int32")) - 1
-
-
-def rebuilt(features, normalisation):
-    """A copy with the same weights, whose instance normalisations are what normalisation(configuration) gives. The layers
-    of model.py, which Keras could not load elsewhere, become their Keras parents."""
-    from tensorflow import keras
-
+def built_in_features(network, adapt_normalisation=lambda layer: layer):
+    """Returns a copy of a level's network without its space-to-depth, in which Keras' own layers replace model.py's."""
     def copy(layer):
-        if isinstance(layer, keras.layers.GroupNormalization):
-            return normalisation(layer.get_config())
         kind = type(layer)
-        return (kind.__base__ if kind.__module__ == "model" else kind).from_config(layer.get_config())
+        if kind.__module__ != "model":
+            return kind.from_config(layer.get_config())
+        parent = kind.__base__.from_config(layer.get_config())
+        return adapt_normalisation(parent) if isinstance(parent, tf.keras.layers.GroupNormalization) else parent
 
-    copied = keras.models.clone_model(features, clone_function=copy)
+    features = tf.keras.Model(network.get_layer("space_to_depth").output, network.output, name="pynet")
+    copied = tf.keras.models.clone_model(features, clone_function=copy)
     copied.set_weights(features.get_weights())
     return copied
 
 
-def four_axes_normalisation():
-    """Makes instance normalisations from a configuration of Keras' GroupNormalization, which works on a fifth axis for its
-    groups. TFLite's GPU delegate takes four."""
-    from tensorflow import keras
+def on_four_axes(layer):
+    """Makes an instance normalisation compute on four axes. Keras' own uses a fifth, which phone GPUs do not take."""
     from keras import ops
 
-    class InstanceNormalization(keras.layers.Layer):
-        def __init__(self, name, epsilon):
-            super().__init__(name=name)
-            self.epsilon = epsilon
+    def normalise(x):
+        mean = ops.mean(x, axis=(1, 2), keepdims=True)
+        centred = x - mean
+        variance = ops.mean(centred * centred, axis=(1, 2), keepdims=True)
+        return centred * (ops.rsqrt(variance + layer.epsilon) * layer.gamma) + layer.beta
 
-        def build(self, shape):
-            self.gamma = self.add_weight(name="gamma", shape=shape[-1:])
-            self.beta = self.add_weight(name="beta", shape=shape[-1:])
-
-        def call(self, x):
-            mean = ops.mean(x, axis=(1, 2), keepdims=True)
-            centred = x - mean
-            variance = ops.mean(centred * centred, axis=(1, 2), keepdims=True)
-            return centred * (ops.rsqrt(variance + self.epsilon) * self.gamma) + self.beta
-
-    return lambda configuration: InstanceNormalization(configuration["name"], configuration["epsilon"])
+    layer.call = normalise
+    return layer
 
 
 # The files -----------------------------------------------------------------------------------------------------------
@@ -210,102 +172,92 @@ def four_axes_normalisation():
 
 def write(network, settings, path):
     """Writes the exported model in the format that is asked for."""
-    model = with_photo_and_depth(network, settings.level, settings.height, settings.width, settings.format == "tflite")
-    if settings.format == "keras":
-        model.save(path)
-    elif settings.format == "saved_model":
-        write_saved_model(model, path)
+    if settings.format == "saved_model":
+        features = built_in_features(network)
+        save_function(lambda photo, depth: render(features, settings.level, photo, depth), path, [None, None, None],
+                      variables=[variable.value for variable in features.variables])
+    elif settings.format == "keras":
+        write_keras(built_in_features(network), settings, path)
     else:
-        write_tflite(model, path, settings.precision)
+        write_tflite(built_in_features(network, on_four_axes), settings, path)
 
 
-def write_saved_model(model, folder):
-    """Writes a SavedModel whose signature `serving_default` takes photo and depth, and gives image."""
-    def render(photo, depth):
-        return model({"photo": photo, "depth": depth}, training=False)
+def write_keras(features, settings, path):
+    """Writes a Keras file whose inputs are `photo` and `depth`, and whose output is `image`."""
+    inputs = {name: tf.keras.Input((settings.height, settings.width, channels), name=name)
+              for name, channels in CHANNELS.items()}
+    image = render(features, settings.level, **inputs)
+    tf.keras.Model(inputs, {"image": image}, name=f"pynet_level_{settings.level}").save(path)
 
-    save_function(render, model, folder, variables=[variable.value for variable in model.variables])
 
-
-def write_tflite(model, path, precision):
+def write_tflite(features, settings, path):
     """Writes a TFLite file for one image at a time. Fails where TFLite's own operations do not suffice."""
-    import tensorflow as tf
-    values = [variable.numpy() for variable in model.trainable_variables]
+    values = [variable.numpy() for variable in features.trainable_variables]
 
-    def render(photo, depth):
-        weights = [tf.constant(value) for value in values]  # variables would be left without a value in the TFLite file
-        return model.stateless_call(weights, [], {"photo": photo, "depth": depth}, training=False)[0]
+    def render_with_constants(photo, depth):
+        weights = [tf.constant(value) for value in values]  # variables would lose their values in the TFLite file
+        return render(lambda x: features.stateless_call(weights, [], x)[0], settings.level, photo, depth)
 
     saved_model = path.with_name(path.name + ".saved_model")
-    save_function(render, model, saved_model, images=1)
+    save_function(render_with_constants, saved_model, [1, settings.height, settings.width])
     converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model))
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-    if precision == "float16":
-        check_float16(values)
+    if settings.precision == "float16":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.target_spec.supported_types = [tf.float16]
     path.write_bytes(converter.convert())
 
 
-def save_function(render, model, folder, images=None, variables=()):
-    """Writes render(photo, depth) as a SavedModel, with the tf.Variables that it uses.
+def save_function(function, folder, shape, variables=()):
+    """Writes function(photo, depth) as a SavedModel, with the tf.Variables that it uses.
 
-    It takes the sizes that `model` takes, and so many images, or any number (None).
+    `shape`: images, height and width of its inputs, None for any. Its signature `serving_default` gives {"image": ...}.
     """
-    import tensorflow as tf
     module = tf.Module()
     module.weights = list(variables)
-    module.render = tf.function(render, autograph=False, input_signature=[
-        tf.TensorSpec([images, *model.input[name].shape[1:]], tf.float32, name=name) for name in ("photo", "depth")])
+    signature = [tf.TensorSpec([*shape, channels], tf.float32, name) for name, channels in CHANNELS.items()]
+    module.render = tf.function(lambda photo, depth: {"image": function(photo, depth)}, autograph=False,
+                                input_signature=signature)
     tf.saved_model.save(module, str(folder), signatures=module.render)
-
-
-def check_float16(values):
-    """DataError if a weight is too large for float16, where it would become infinite."""
-    largest = max(float(np.abs(value).max()) for value in values)
-    if not largest <= FLOAT16_LARGEST:
-        raise DataError(f"a weight is {largest:g}, and float16 ends at {FLOAT16_LARGEST:g}: use precision=float32")
 
 
 # The comparison ------------------------------------------------------------------------------------------------------
 
 
 def compare(network, settings, path):
-    """Prints how far the exported model is from the network on a photo. DataError if that is beyond the promise."""
-    import test_model
-    photo_and_depth = trial_photo(settings.height or TRIAL_SIZE[0], settings.width or TRIAL_SIZE[1])
-    height, width = photo_and_depth.shape[:2]
-    expected = test_model.make_renderer(network, settings.level)(photo_and_depth, (2 * width, 2 * height))
-    inputs = np.float32(photo_and_depth[np.newaxis])
-    found = load(path, settings.format)(inputs[..., :3], inputs[..., 3:])[0]
+    """Prints how far the exported model is from the network on a photo. Raises DataError if that is too far."""
+    inputs = trial_photo(settings.height or TRIAL_SIZE[0], settings.width or TRIAL_SIZE[1])
+    height, width = inputs.shape[:2]
+    expected = test_model.make_renderer(network, settings.level)(inputs, (2 * width, 2 * height))
+    batch = np.float32(inputs[np.newaxis])
+    found = load(path, settings.format)(batch[..., :3], batch[..., 3:])[0]
     difference = np.abs(np.float64(found) - expected)
     mean_square = np.mean(difference ** 2)
     psnr = -10 * math.log10(mean_square) if mean_square else math.inf
     measured = f"largest difference to the network {difference.max():.2g}, PSNR {psnr:.1f} dB"
     print(f"Loaded and tried on a photo of {width} x {height}: {measured}")
     if settings.precision == "float16" and not psnr >= LOWEST_PSNR:
-        raise DataError(f"{settings.out}: not written, since float16 is too coarse for these weights ({measured}, and "
-                        f"{LOWEST_PSNR:g} dB is the least): use precision=float32")
+        raise DataError(f"{settings.out}: not written, float16 is too coarse for these weights ({measured}; at least "
+                        f"{LOWEST_PSNR:g} dB are needed): use precision=float32")
     if settings.precision == "float32" and not difference.max() <= LARGEST_DIFFERENCE:
-        raise DataError(f"{settings.out}: not written, since it does not compute what the network does ({measured}, and "
-                        f"{LARGEST_DIFFERENCE:g} is the most)")
+        raise DataError(f"{settings.out}: not written, it does not compute what the network does ({measured}; at most "
+                        f"{LARGEST_DIFFERENCE:g} is allowed)")
 
 
 def trial_photo(height, width):
-    """A synthetic scene as the network takes it: uint8 (height, width, 4), photo and depth."""
-    photo, depth, _ = make_demo_dataset.make_scene((2 * width, 2 * height), seed=0)
-    return np.dstack([Image.fromarray(photo).resize((width, height), Image.Resampling.BICUBIC), depth])
+    """Returns random smooth colours and depths as the network takes them, uint8 (height, width, 4)."""
+    noise = np.random.default_rng(0).integers(0, 256, (4, 9, 12), np.uint8)
+    return np.dstack([Image.fromarray(channel).resize((width, height), Image.Resampling.BICUBIC) for channel in noise])
 
 
 def load(path, kind):
-    """Loads an exported model as a user would. Gives render(photo, depth) on float32 arrays of one image."""
-    import tensorflow as tf
+    """Loads an exported model as a user would. Returns render(photo, depth) for float32 arrays of one image."""
     if kind == "keras":
         keras_model = tf.keras.models.load_model(path)
         return lambda photo, depth: keras_model({"photo": photo, "depth": depth})["image"].numpy()
     if kind == "saved_model":
-        render = tf.saved_model.load(str(path)).signatures["serving_default"]
-        return lambda photo, depth: render(photo=tf.constant(photo), depth=tf.constant(depth))["image"].numpy()
+        signature = tf.saved_model.load(str(path)).signatures["serving_default"]
+        return lambda photo, depth: signature(photo=tf.constant(photo), depth=tf.constant(depth))["image"].numpy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the interpreter announces that it will move to another package
         interpreter = tf.lite.Interpreter(str(path))
@@ -313,7 +265,7 @@ def load(path, kind):
 
 
 def size_on_disk(path):
-    """In bytes, of a file or a folder with all that is in it."""
+    """Returns the bytes of a file, or of a folder with all that is in it."""
     return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
 
 

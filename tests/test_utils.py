@@ -1,4 +1,7 @@
-"""utils.py: pictures on the disk, and the line that says how far a loop is."""
+"""utils.py: pictures and files on the disk, the progress line, and what a failed write does.
+
+How scripts are called is in test_command_line.py.
+"""
 
 import io
 import sys
@@ -8,6 +11,13 @@ import pytest
 from PIL import Image
 
 import utils
+from utils import DataError
+
+
+class Terminal(io.StringIO):
+
+    def isatty(self):
+        return True
 
 
 # Pictures ------------------------------------------------------------------------------------------------------------
@@ -56,13 +66,38 @@ def test_floats_are_rounded_and_clipped_to_8_bits():
     assert utils.to_uint8(values).dtype == np.uint8
 
 
+# Other files ---------------------------------------------------------------------------------------------------------
+
+
+def test_file_appears_whole_or_not_at_all(tmp_path):
+    with utils.whole_file(tmp_path / "a.txt") as partial:
+        partial.write_text("first")
+        assert [path.name for path in tmp_path.iterdir()] == [".a.partial.txt"]
+    with pytest.raises(KeyboardInterrupt), utils.whole_file(tmp_path / "a.txt") as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.txt": "first"}
+
+
+def test_folders_are_made_and_one_that_cannot_be_written_is_named(tmp_path):
+    utils.prepare_folders(tmp_path / "a" / "b")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "a", tmp_path / "a" / "b"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="file/c/: cannot be written"):
+        utils.prepare_folders(tmp_path / "file" / "c")
+
+
+def test_a_terminal_that_is_gone_ends_nothing(monkeypatch):
+    class Gone(Terminal):
+        def write(self, text):
+            raise OSError(5, "Input/output error")
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, Gone())
+    utils.say("text")
+    utils.warn("text")
+
+
 # Progress ------------------------------------------------------------------------------------------------------------
-
-
-class Terminal(io.StringIO):
-
-    def isatty(self):
-        return True
 
 
 @pytest.fixture

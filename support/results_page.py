@@ -1,156 +1,174 @@
-"""The page that shows what test_model.py rendered: index.html, metrics.csv, and small pictures in a sub-folder.
+"""The page that shows what test_model.py rendered, for a browser that opens it from the disk.
 
-Plain files that a browser opens from the disk. The pictures are loaded as the page is scrolled, so it stays light with
-hundreds of photos. Each run writes the page anew, with its own photos.
+    results/full-resolution/index_<run>.html, metrics_<run>.csv    page and table of a run
+    results/full-resolution/index.html                             the page of the latest run, with links to the others
+    results/full-resolution/page/                                  small pictures for the pages
+
+The pictures are loaded as the page is scrolled, so it stays light with hundreds of photos.
 """
 
-import contextlib
 import csv
 import html
 import io
 import math
-import os
 import pathlib
 import urllib.parse
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+import utils
+
 PICTURES = "page"  # the sub-folder of the small pictures
 LONGEST_SIDE = 1024  # of a small picture, in pixels
 JPEG_QUALITY = 85
-PLACES = {"PSNR": 2}  # after the decimal point; 4 for the others
+FORMATS = {"PSNR": "{:.2f} dB"}  # of the metrics; four decimal places for the others
 
 
 class Result(NamedTuple):
-    """What became of one photo."""
+    """A rendered photo."""
 
     name: str
     path: pathlib.Path  # of the rendered picture
     size: tuple  # (width, height) of the photo
     metrics: dict  # {name: value, NaN where the photo is too small for it}; empty without a target
-    pictures: dict  # {"result", "photo", "depth", "target": file name in the sub-folder}
-    older: Optional[pathlib.Path]  # where a result of that name is now that was there before
+    pictures: dict  # what `write_thumbnails` returned
+
+
+# Metrics in words ----------------------------------------------------------------------------------------------------
+
+
+def metric_text(name, value):
+    """Returns a metric with its unit, "23.41 dB" or "0.8651"; NaN is "photo too small"."""
+    return "photo too small" if math.isnan(value) else FORMATS.get(name, "{:.4f}").format(value)
+
+
+def metrics_text(values):
+    """Returns "PSNR 23.41 dB, SSIM 0.8651, MS-SSIM 0.9123" for {name: value}."""
+    return ", ".join(f"{name} {metric_text(name, value)}" for name, value in values.items())
+
+
+def mean_metrics(found):
+    """Returns {name: mean} over a list of {name: value}, without NaN and empty ones; {} where all are empty."""
+    measured = [values for values in found if values]
+    means = {}
+    for name in measured[0] if measured else ():
+        known = [values[name] for values in measured if not math.isnan(values[name])]
+        means[name] = float(np.mean(known)) if known else math.nan
+    return means
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
 
 
 def write_thumbnails(path, photo_and_depth, result, target):
-    """Writes the small JPEGs of one photo, all of one size.
+    """Writes the small JPEGs of one photo, all of one size, to a sub-folder beside the rendered picture.
 
     Args:
-      path: of the rendered picture; the sub-folder is made beside it.
+      path: of the rendered picture.
       photo_and_depth: uint8 (height, width, 4 or 3), the network's input.
       result: uint8 (height, width, 3) of any size.
       target: the same, or None.
 
     Returns:
-      {"photo", "depth", "result", "target": file name}; OSError where one cannot be written.
+      {"photo", "depth", "result", "target": file name}, without what is missing.
+
+    Raises:
+      OSError: one could not be written.
     """
     folder = path.parent / PICTURES
     folder.mkdir(exist_ok=True)
     height, width = photo_and_depth.shape[:2]
     scale = min(1, LONGEST_SIDE / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    depth = photo_and_depth[..., 3] if photo_and_depth.shape[-1] == 4 else None
-    images = {"photo": photo_and_depth[..., :3], "depth": depth, "result": result, "target": target}
-    names = {}
+    images = {"photo": photo_and_depth[..., :3], "result": result}
+    if photo_and_depth.shape[-1] == 4:
+        images["depth"] = photo_and_depth[..., 3]
+    if target is not None:
+        images["target"] = target
+    names = {kind: f"{path.stem}.{kind}.jpg" for kind in images}
     for kind, image in images.items():
-        if image is None:
-            continue
-        names[kind] = f"{path.stem}.{kind}.jpg"
         small = Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BILINEAR, reducing_gap=2)
-        with _whole(folder / names[kind]) as partial:
-            small.save(partial, format="JPEG", quality=JPEG_QUALITY)
+        with utils.whole_file(folder / names[kind]) as partial:
+            small.save(partial, quality=JPEG_QUALITY)
     return names
 
 
-def write_page(folder, heading, results, metric_names, problems, total):
-    """Writes index.html and metrics.csv into `folder`, each whole or not at all, and returns the page's path.
+def write_page(folder, run, heading, results, problems, total):
+    """Writes page and table of a run, each whole or not at all. Returns the path of index.html.
 
     Args:
-      folder: where the results lie.
-      heading: {what: text} of the run.
+      folder: where the results are.
+      run: name of the run; one of the same name is replaced.
+      heading: {what: value} of the run.
       results: the `Result`s in the order of the run.
-      metric_names: those that a result may have, in the order in which they are shown.
       problems: a text for each photo that could not be rendered.
-      total: the number of photos that the run was asked for.
+      total: the number of photos of the run.
+
+    Raises:
+      OSError: one could not be written.
     """
-    texts = {"metrics.csv": _table(results, metric_names),
-             "index.html": _page(heading, results, metric_names, problems, total)}
-    for name, text in texts.items():
-        with _whole(folder / name) as partial:
-            partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
-    return folder / "index.html"
+    page = folder / f"index_{run}.html"
+    others = sorted(path.name for path in folder.glob("index_*.html") if path != page)
+    means = mean_metrics([result.metrics for result in results])
+    text = _page(run, others, heading, results, means, problems, total)
+    index = folder / "index.html"
+    for path, content in ((folder / f"metrics_{run}.csv", _table(results, list(means))), (page, text), (index, text)):
+        with utils.whole_file(path) as partial:
+            partial.write_text(content, encoding="utf-8", newline="")
+    return index
 
 
-@contextlib.contextmanager
-def _whole(path):
-    """Gives the path of a file to write, which becomes `path` if that succeeds and is deleted if not."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def _table(results, metric_names):
+def _table(results, names):
     table = io.StringIO()
     writer = csv.writer(table)
-    writer.writerow(["photo", "result", "width", "height", *metric_names])
+    writer.writerow(["photo", "result", "width", "height", *names])
     for result in results:
-        values = [result.metrics.get(name, math.nan) for name in metric_names]
+        values = [result.metrics.get(name, math.nan) for name in names]
         writer.writerow([result.name, result.path.name, *result.size,
                          *("" if math.isnan(value) else f"{value:.6g}" for value in values)])
     return table.getvalue()
 
 
-def _page(heading, results, metric_names, problems, total):
-    shown = [name for name in metric_names if any(name in result.metrics for result in results)]
-    means = {f"Mean {name}": _metric_text(name, mean)
-             for name, mean in mean_metrics([result.metrics for result in results], shown).items()}
-    rows = {**heading, "Rendered": f"{len(results)} of {total} photos", **means}
-    facts = "".join(f"<div><dt>{html.escape(what)}</dt><dd>{html.escape(text)}</dd></div>" for what, text in rows.items())
-    keys = ["order", "name", *shown]
+# The page ------------------------------------------------------------------------------------------------------------
+
+
+def _page(run, others, heading, results, means, problems, total):
+    rows = {**heading, "Rendered": f"{len(results)} of {total} photos"}
+    rows |= {f"Mean {name}": metric_text(name, mean) for name, mean in means.items()}
+    facts = "".join(f"<div><dt>{html.escape(what)}</dt><dd>{html.escape(str(value))}</dd></div>"
+                    for what, value in rows.items())
     buttons = "".join(f'<button type="button" data-key="{number}">{html.escape(key)}</button>'
-                      for number, key in enumerate(keys))
-    failed = "".join(f"<li>{html.escape(problem)}</li>" for problem in problems)
-    failed = f'<details class="failed"><summary>{len(problems)} not rendered</summary><ul>{failed}</ul></details>'
-    cards = "\n".join(_card(number, result, shown) for number, result in enumerate(results))
-    return _TEMPLATE.format(facts=facts, buttons=buttons, failed=failed if problems else "", cards=cards,
+                      for number, key in enumerate(["order", "name", *means]))
+    links = _list(f"Other runs ({len(others)})", [
+        f'<a href="{_address(name)}">{html.escape(name[len("index_"):-len(".html")])}</a>' for name in others])
+    failed = _list(f"{len(problems)} not rendered", map(html.escape, problems))
+    cards = "\n".join(_card(number, result, list(means)) for number, result in enumerate(results))
+    return _TEMPLATE.format(run=html.escape(run), facts=facts, lists=links + failed, buttons=buttons, cards=cards,
                             style=_STYLE, script=_SCRIPT)
 
 
-def mean_metrics(found, names):
-    """{name: mean} over a list of {name: value}, without the NaN of photos that are too small; NaN where all are."""
-    means = {}
-    for name in names:
-        known = [values[name] for values in found if not math.isnan(values.get(name, math.nan))]
-        means[name] = float(np.mean(known)) if known else math.nan
-    return means
+def _list(summary, entries):
+    """Returns a list that opens at a click, empty text without entries."""
+    entries = "".join(f"<li>{entry}</li>" for entry in entries)
+    return f'<details><summary>{summary}</summary><ul>{entries}</ul></details>' if entries else ""
 
 
-def _metric_text(name, value):
-    if math.isnan(value):
-        return "photo too small"
-    return f"{value:.{PLACES.get(name, 4)}f}" + (" dB" if name == "PSNR" else "")
-
-
-def _card(number, result, shown):
-    """One photo: the slider, the pictures that it can compare the result with, and the metrics."""
+def _card(number, result, metric_names):
+    """Returns the part of one photo: slider, pictures to compare the result with, metrics."""
     name = html.escape(result.name)
     address = {kind: _address(f"{PICTURES}/{file}") for kind, file in result.pictures.items()}
     width, height = result.size
     choices = "".join(
-        f'<button type="button" data-src="{address[kind]}" aria-pressed="{"true" if kind == "photo" else "false"}">'
+        f'<button type="button" data-src="{address[kind]}" aria-pressed="{str(kind == "photo").lower()}">'
         f'<img src="{address[kind]}" alt="" width="96" height="64" loading="lazy">{text}</button>'
         for kind, text in (("photo", "Photo"), ("target", "Target"), ("depth", "Depth map")) if kind in address)
-    metrics = "".join(f"<li><b>{html.escape(metric)}</b> {_metric_text(metric, result.metrics[metric])}</li>"
-                      for metric in shown if metric in result.metrics)
-    keys = [number, result.name, *("" if math.isnan(value) else value
-                                   for value in (result.metrics.get(metric, math.nan) for metric in shown))]
-    data = " ".join(f'data-k{place}="{html.escape(str(1e9 if key == math.inf else key))}"' for place, key in enumerate(keys))
+    metrics = "".join(f"<li><b>{html.escape(metric)}</b> {metric_text(metric, value)}</li>"
+                      for metric, value in result.metrics.items())
+    values = [result.metrics.get(metric, math.nan) for metric in metric_names]
+    keys = [number, name, *("" if math.isnan(value) else min(value, 1e9) for value in values)]  # a PSNR can be infinite
+    data = " ".join(f'data-k{place}="{key}"' for place, key in enumerate(keys))
     return f"""<article {data}>
 <h2><a href="{_address(result.path.name)}">{name}</a> <small>{width} x {height}</small></h2>
 <div class="compare" style="aspect-ratio:{width}/{height};--ratio:{width / height:.4f}">
@@ -165,8 +183,8 @@ def _card(number, result, shown):
 
 
 def _address(path):
-    """A relative URL, for an attribute: what has a meaning in URLs or HTML is quoted."""
-    return html.escape(urllib.parse.quote(os.fsencode(path)))
+    """Returns a relative URL, quoted for URLs and HTML."""
+    return html.escape(urllib.parse.quote(path))
 
 
 _STYLE = """
@@ -204,7 +222,7 @@ article { min-width: 0; content-visibility: auto; contain-intrinsic-size: auto 2
 .choices button { display: flex; align-items: center; gap: .5rem; padding: .25rem .6rem .25rem .25rem }
 .choices img { width: 4.5rem; height: 3rem; object-fit: cover; border-radius: .25rem; display: block }
 .metrics { display: flex; flex-wrap: wrap; gap: 0 1.2rem; list-style: none; margin: .4rem 0 0; padding: 0 }
-.failed { margin-bottom: .8rem; overflow-wrap: anywhere }
+details { margin-bottom: .8rem; overflow-wrap: anywhere }
 """
 
 _SCRIPT = """
@@ -252,13 +270,13 @@ _TEMPLATE = """<!DOCTYPE html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>PyNET Bokeh: results</title>
+<title>{run}: PyNET Bokeh</title>
 <style>{style}</style>
 </head>
 <body>
 <h1>PyNET Bokeh: results</h1>
 <dl>{facts}</dl>
-{failed}
+{lists}
 <div class="sort">Sort by {buttons}</div>
 <main>
 {cards}

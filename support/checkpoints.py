@@ -1,0 +1,253 @@
+"""What is saved under which name, and how it comes back.
+
+A checkpoint is a pair of files in TensorFlow's V2 format, PREFIX.index and PREFIX.data-00000-of-00001, with all 440
+variables under the names that the original TensorFlow 1 code gave them.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import time
+
+from utils import MODELS, ORIGINAL, SMALL, DataError, tf
+
+SUFFIXES = ".data-00000-of-00001", ".index"
+OLDER = MODELS / "older"
+PAPER_BATCH_SIZES = {7: 50, 6: 50, 5: 40, 4: 14, 3: 9, 2: 9, 1: 5}  # on a GPU of 16 GB
+FIRST_KERNEL = "generator/Variable"  # 3 x 3 x 4 channels x 32 maps, where channels and maps are those of the network
+
+
+def checkpoint_prefix(level, iteration):
+    """Returns models/pynet_level_<level>_iteration_<iteration>.ckpt."""
+    return MODELS / f"pynet_level_{level}_iteration_{iteration}.ckpt"
+
+
+def resume_prefix(level):
+    """Returns the prefix of the state from which a level resumes: weights, Adam's moments and notes."""
+    return MODELS / f"pynet_level_{level}_resume.ckpt"
+
+
+def iteration_of(prefix):
+    """Returns the iteration in the name of a checkpoint, None for the released and the small weights."""
+    match = re.search(r"_iteration_([0-9]+)\.ckpt$", str(prefix))
+    return int(match[1]) if match else None
+
+
+# Which checkpoints there are -----------------------------------------------------------------------------------------
+
+
+def saved_iterations(level):
+    """Returns the iterations of a level's checkpoints in models/, in rising order."""
+    finish_interrupted_saves(MODELS)
+    prefixes = (path.with_suffix("") for path in MODELS.glob(f"pynet_level_{level}_iteration_*.ckpt.index"))
+    iterations = (iteration_of(prefix) for prefix in prefixes if exists(prefix))
+    return sorted(iteration for iteration in iterations if iteration is not None)
+
+
+def find_checkpoint(level, iteration=None):
+    """Returns (prefix, iteration) of a level's checkpoint, by default the last saved. Raises DataError without one."""
+    saved = saved_iterations(level)
+    if not saved:
+        older = f" (earlier runs are in {OLDER}/)" if any(OLDER.glob(f"*/pynet_level_{level}_*.index")) else ""
+        raise DataError(f"{MODELS}/ holds no checkpoint of level {level}{older}: train it first (python train_model.py "
+                        f"level={level} batch_size={PAPER_BATCH_SIZES[level]})")
+    if iteration is None:
+        iteration = saved[-1]
+    if iteration not in saved:
+        raise DataError(f"{checkpoint_prefix(level, iteration)}: no such checkpoint; restore_iter can be "
+                        + ", ".join(map(str, saved)))
+    return checkpoint_prefix(level, iteration), iteration
+
+
+def find_original():
+    """Returns the prefix of the released weights. Raises DataError where they are missing."""
+    if exists(ORIGINAL):
+        return ORIGINAL
+    raise DataError(f"{ORIGINAL.parent}/ holds no checkpoint: put the released {ORIGINAL.name}.index and "
+                    f"{ORIGINAL.name}.data-00000-of-00001 there (README, Downloads)")
+
+
+def find_small():
+    """Returns the prefix of the small network's weights. Raises DataError where they are missing."""
+    if exists(SMALL):
+        return SMALL
+    raise DataError(f"{SMALL.parent}/ holds no weights: this clone of the repository lacks {SMALL.name}.index")
+
+
+def exists(prefix):
+    """Returns whether both files of a checkpoint are there."""
+    return all(_file(prefix, suffix).is_file() for suffix in SUFFIXES)
+
+
+# Reading -------------------------------------------------------------------------------------------------------------
+
+
+def network_of(prefix):
+    """Returns what `model.build_pynet` needs to know of a checkpoint's network: {"use_depth", "width_multiplier"}.
+
+    Both are in the shape of the first kernel, whose input is 2 x 2 pixels of RGB and depth, or of RGB alone.
+    Raises DataError where the checkpoint is damaged or not PyNET's.
+    """
+    shape = _open(prefix).get_variable_to_shape_map().get(FIRST_KERNEL, ())
+    if len(shape) != 4 or shape[2] not in (12, 16):
+        raise DataError(f"{prefix}: is not a checkpoint of PyNET (its {FIRST_KERNEL} has the shape {list(shape)})")
+    return {"use_depth": shape[2] == 16, "width_multiplier": shape[3] / 32}
+
+
+def restore_checkpoint(variables, prefix):
+    """Reads every one of {name: tf.Variable} from a checkpoint; where that fails none is changed.
+
+    Raises:
+      DataError: a file is missing or damaged, or a variable is missing or of another shape.
+    """
+    reader = _open(prefix)
+    stored = reader.get_variable_to_shape_map()
+    wrong = [name for name, variable in variables.items() if stored.get(name) != variable.shape.as_list()]
+    if wrong:
+        name, others = wrong[0], f" (and {len(wrong) - 1} others)" if len(wrong) > 1 else ""
+        found = f"is {stored[name]}" if name in stored else "is missing"
+        raise DataError(f"{prefix}: {name} {found}, this network's is {variables[name].shape.as_list()}{others}; "
+                        "the checkpoint was written by another network or another version of model.py")
+    try:
+        values = {name: reader.get_tensor(name) for name in variables}
+    except Exception as error:
+        raise _damaged(prefix, error) from None
+    for name, variable in variables.items():
+        variable.assign(values[name])
+
+
+def _open(prefix):
+    for suffix in SUFFIXES:
+        if not _file(prefix, suffix).is_file():
+            raise DataError(f"{_file(prefix, suffix)}: is missing; a checkpoint is an .index and a .data file")
+    try:
+        return tf.train.load_checkpoint(str(prefix))
+    except Exception as error:
+        raise _damaged(prefix, error) from None
+
+
+def _damaged(prefix, error):
+    return DataError(f"{prefix}: is damaged, copy or download it again ({_first_line(error)})")
+
+
+def read_notes(prefix):
+    """Returns what `save_checkpoint` was given as notes, None where there are none. Raises DataError if damaged."""
+    finish_interrupted_saves(pathlib.Path(prefix).parent)
+    path = _file(prefix, ".json")
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: is damaged ({error}); without it the level starts anew (delete {prefix}.*)") from None
+
+
+# Writing -------------------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(variables, prefix, notes=None, before_replacing=lambda: None):
+    """Writes {name: tf.Variable} to PREFIX.index and PREFIX.data-00000-of-00001, and `notes` to PREFIX.json if given.
+
+    A crash at any moment leaves either the checkpoint that was there before or the new one. The files are written in a
+    folder of their own, whose renaming to *.complete makes them count; only then do they replace older ones.
+    `before_replacing` is called when they are written, but do not count yet.
+
+    Raises:
+      DataError: the files could not be written, for example because the disk is full; what was there before stays.
+    """
+    prefix = pathlib.Path(prefix)
+    writing, complete = (prefix.with_name(f".{prefix.name}.{stage}") for stage in ("writing", "complete"))
+    try:
+        finish_interrupted_saves(prefix.parent)
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir()
+        tf.raw_ops.SaveV2(prefix=str(writing / prefix.name), tensor_names=list(variables),
+                          shape_and_slices=[""] * len(variables), tensors=[v.read_value() for v in variables.values()])
+        if notes is not None:
+            write_notes(writing / prefix.name, notes)
+        for path in (*writing.iterdir(), writing):
+            _to_disk(path)
+        before_replacing()
+        writing.rename(complete)
+        _to_disk(prefix.parent)
+        _move_out(complete)
+        _to_disk(prefix.parent)
+    except (OSError, tf.errors.OpError) as error:
+        shutil.rmtree(writing, ignore_errors=True)
+        raise DataError(f"{prefix}: could not be saved ({_first_line(error)})") from None
+
+
+def write_notes(prefix, notes):
+    """Writes or replaces PREFIX.json, whole or not at all."""
+    write_json(_file(prefix, ".json"), notes)
+
+
+def write_json(path, content):
+    """Writes or replaces a JSON file, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    _to_disk(partial)
+    partial.replace(path)
+
+
+def remove_checkpoint(prefix):
+    """Deletes a checkpoint's files, the index first: without it the rest no longer counts as a checkpoint."""
+    for suffix in reversed(SUFFIXES):
+        _file(prefix, suffix).unlink(missing_ok=True)
+
+
+def move_to_older(level):
+    """Moves what a level's runs left in models/ to models/older/<date and time>/. Returns that folder or None."""
+    files = sorted(MODELS.glob(f"pynet_level_{level}_*.ckpt.*")) + sorted(MODELS.glob(f"pynet_level_{level}.json"))
+    if not files:
+        return None
+    folder = OLDER / time.strftime("%Y-%m-%d_%H-%M-%S")
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        file.rename(folder / file.name)
+    return folder
+
+
+def finish_interrupted_saves(folder):
+    """Brings checkpoints to their place that were whole when a crash cut their saving short."""
+    for complete in folder.glob(".*.complete"):
+        with contextlib.suppress(OSError):  # a folder that can only be read: then without it
+            _move_out(complete)
+
+
+def discard_half_saves(level):
+    """Deletes what a crash left of checkpoints of a level that were not whole. Call with the level locked."""
+    for writing in MODELS.glob(f".pynet_level_{level}_*.writing"):
+        shutil.rmtree(writing, ignore_errors=True)
+
+
+def _move_out(complete):
+    """Moves a whole checkpoint from its folder to its place. What a crash cuts short can be done again.
+
+    Another process that looks for checkpoints may be doing the same: a file that is gone is where it belongs.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        for file in sorted(complete.iterdir()):  # the data before the index
+            with contextlib.suppress(FileNotFoundError):
+                file.replace(complete.parent / file.name)
+        complete.rmdir()
+
+
+def _to_disk(path):
+    """Waits until a file or a folder is on the disk, and not only in the machine's memory."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _file(prefix, suffix):
+    return pathlib.Path(f"{prefix}{suffix}")
+
+
+def _first_line(error):
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,322 @@
+"""On what is it computed? TensorFlow's start, precision, several GPUs and machines, batches in pieces."""
+
+import hashlib
+import json
+import math
+import os
+import pathlib
+import resource
+import sys
+import tempfile
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from utils import DataError, UsageError, say, tf, warn
+
+FIRST_LOSS_SCALE, SCALE_DOUBLES_AFTER = 2.0 ** 15, 2000  # section 3.2 of arXiv:1710.03740 leaves the numbers open
+
+
+# The start -----------------------------------------------------------------------------------------------------------
+
+
+def start_tensorflow(use_gpu=True, precision="float32"):
+    """Imports TensorFlow, quietly, and prints on which device it computes; warns where that emulates a precision.
+
+    A GPU's memory is taken as it is needed, not all at once. TF_CPP_MIN_LOG_LEVEL=0 in the environment brings
+    TensorFlow's own messages back.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    if not use_gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3":
+        _import_quietly()
+    gpus = tf.config.list_physical_devices("GPU") if use_gpu else []
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
+    no_gpu = ": TensorFlow sees no GPU (TF_CPP_MIN_LOG_LEVEL=0 lets it say why)" if use_gpu else ""
+    print("Computing on " + (", ".join(names) or f"the CPU{no_gpu}"), flush=True)
+    for device in gpus or [None]:
+        if precision != "float32" and not computes_fast(precision, device):
+            warn(f"{device.name if device else 'this CPU'} has no arithmetic for {precision}: it emulates it, which "
+                 "can take longer than float32")
+
+
+def computes_fast(precision, gpu=None):
+    """Returns whether a GPU (a TensorFlow physical device), or the CPU, has arithmetic for "bfloat16" or "float16".
+
+    NVIDIA's tensor cores take float16 from compute capability 7.0 on and bfloat16 from 8.0 on. TensorFlow's CPU kernels
+    take bfloat16 where the processor has AVX512_BF16 or AMX (x86) or BF16 (ARM), and emulate float16.
+    """
+    if gpu is not None:
+        capability = tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0))
+        return capability >= {"float16": (7, 0), "bfloat16": (8, 0)}[precision]
+    try:
+        features = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        return False
+    return precision == "bfloat16" and any(name in features for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def peak_memory():
+    """Returns the most bytes that were taken so far: of the first GPU where there is one, or of this process."""
+    if tf.config.list_logical_devices("GPU"):
+        return tf.config.experimental.get_memory_info("GPU:0")["peak"]
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _import_quietly():
+    """Imports TensorFlow, whose libraries write a page to stderr before any setting of the log level is heard."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as messages:
+        os.dup2(messages.fileno(), 2)
+        try:
+            tf.config.list_physical_devices()  # looks for a GPU's libraries
+        except BaseException:
+            messages.seek(0)
+            os.write(stderr, messages.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+# Several machines ----------------------------------------------------------------------------------------------------
+
+
+class Worker(NamedTuple):
+    """This process among those that train together: `index` from 0 to `count` - 1. The first one writes the files."""
+
+    index: int
+    count: int
+
+
+ONLY_WORKER = Worker(0, 1)
+
+
+def find_worker():
+    """Returns the `Worker` that the environment variable TF_CONFIG makes of this process. UsageError if it is wrong.
+
+    TF_CONFIG is TensorFlow's: {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}},
+    with an optional "chief" before the workers. Without it there is one worker.
+    """
+    text = os.environ.get("TF_CONFIG", "").strip()
+    if not text:
+        return ONLY_WORKER
+    try:
+        config = json.loads(text)
+        cluster, task = config["cluster"], config["task"]
+        tasks = [(kind, index) for kind in ("chief", "worker") for index in range(len(cluster.get(kind, ())))]
+        return Worker(tasks.index((task["type"], int(task["index"]))), len(tasks))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UsageError('TF_CONFIG: must be like {"cluster": {"worker": ["host:port", ...]}, "task": {"type": '
+                         f'"worker", "index": 0}}}}, not {text}') from None
+
+
+def choose_strategy(worker):
+    """Returns the tf.distribute.Strategy: for the workers of TF_CONFIG, all GPUs of this machine, or its one device.
+
+    To be called before anything is computed, or workers cannot be connected.
+    """
+    if worker.count > 1:
+        say(f"Worker {worker.index + 1} of {worker.count}, waiting for the others")
+        try:
+            return tf.distribute.MultiWorkerMirroredStrategy()
+        except (tf.errors.OpError, RuntimeError) as error:
+            raise DataError(f"TF_CONFIG: the workers could not be connected ({str(error).splitlines()[0]}): check the "
+                            "addresses, and that no earlier run still holds this worker's port") from None
+    several = len(tf.config.list_logical_devices("GPU")) > 1
+    return tf.distribute.MirroredStrategy() if several else tf.distribute.get_strategy()
+
+
+def check_agreement(strategy, worker, text):
+    """Raises DataError unless all workers have the same text, which says what they are about to train."""
+    if worker.count == 1:
+        return
+    digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+    own = strategy.experimental_distribute_values_from_function(lambda _: tf.constant([digest], tf.int64))
+    if len(set(strategy.gather(own, axis=0).numpy())) > 1:
+        raise DataError("the workers do not have the same arguments, photos and checkpoints: give all of them the same "
+                        "arguments, and copies of (or one shared) models/ and data set")
+
+
+# A batch in pieces ---------------------------------------------------------------------------------------------------
+
+
+class Division(NamedTuple):
+    """How the replicas of a strategy share a batch of `size` images.
+
+    rounds: rounds[i][d] is the range of images that replica d computes in round i, which may be empty.
+    indices: the range of images that this worker loads.
+    """
+
+    size: int
+    strategy: Any
+    rounds: list
+    indices: range
+
+    def largest_piece(self):
+        """Returns how many images a replica computes at a time."""
+        return max(map(len, self.rounds[0]))
+
+
+def divide_batch(size, micro_batch=None, strategy=None, worker=ONLY_WORKER):
+    """Returns the `Division` of a batch, as even as can be, into pieces of at most `micro_batch` images."""
+    strategy = strategy or tf.distribute.get_strategy()
+    replicas = strategy.num_replicas_in_sync
+    bounds = [size * replica // replicas for replica in range(replicas + 1)]
+    shares = [range(size)[start:stop] for start, stop in zip(bounds, bounds[1:])]
+    largest = max(map(len, shares))
+    piece = min(micro_batch or largest, largest)
+    rounds = [[share[first:first + piece] for share in shares] for first in range(0, largest, piece)]
+    first, last = (replicas * index // worker.count for index in (worker.index, worker.index + 1))
+    return Division(size, strategy, rounds, range(size)[bounds[first]:bounds[last]])
+
+
+# The update of one iteration -----------------------------------------------------------------------------------------
+
+
+class Step(NamedTuple):
+    """What an update gives: the loss before it, whether it was applied, whether any worker was told to stop."""
+
+    loss: float
+    applied: bool
+    stopped: bool
+
+
+def make_training_step(differentiate, optimizer, division, scales_loss=False):
+    """Makes the update of one iteration from that of one replica.
+
+    Nothing in the network mixes the images of a batch and every loss is a mean over images, so the gradient of a batch
+    is the sum of the gradients of its pieces, each with its share of the images.
+
+    Args:
+      differentiate: (inputs, targets, weight) -> (loss, gradients), both times `weight`, as in `train_model`.
+      optimizer: with `variables` and apply(gradients, iteration, learning_rate), made under the strategy's scope.
+      division: what `divide_batch` returned.
+      scales_loss: whether gradients may overflow; an update that is not finite is left out then.
+
+    Returns:
+      step(inputs, targets, iteration, learning_rate, stop=False, loss_scale=1.0) -> `Step`, on this worker's images of
+      the batch: uint8 arrays as in `load_dataset.Batch`. `iteration` is 1 for the first update.
+    """
+    strategy = division.strategy
+    in_one_round = len(division.rounds) == 1 and not scales_loss
+    with strategy.scope():
+        sums = [] if in_one_round else [tf.Variable(tf.zeros_like(v), trainable=False) for v in optimizer.variables]
+
+    def sum_over_replicas(values):
+        if strategy.num_replicas_in_sync == 1:
+            return values
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+    def update(inputs, targets, share, stop, iteration, learning_rate):
+        loss, gradients = differentiate(inputs, targets, share)
+        loss, stop, *gradients = sum_over_replicas([loss, tf.identity(stop), *gradients])
+        optimizer.apply(gradients, iteration, learning_rate)
+        return loss, stop
+
+    def add_piece(inputs, targets, share, stop, loss_scale):
+        loss, gradients = differentiate(inputs, targets, share * loss_scale)
+        for total, gradient in zip(sums, gradients, strict=True):
+            tf.raw_ops.AssignAddVariableOp(resource=total.handle, value=gradient)
+        return sum_over_replicas([loss / loss_scale, tf.identity(stop)])
+
+    def apply_sums(iteration, learning_rate, loss_scale):
+        gradients = [total / loss_scale for total in sum_over_replicas([total.read_value() for total in sums])]
+        for total in sums:
+            tf.raw_ops.AssignVariableOp(resource=total.handle, value=tf.zeros_like(total))
+        if not scales_loss:
+            optimizer.apply(gradients, iteration, learning_rate)
+            return [True]
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+        return [tf.cond(finite, lambda: _apply(optimizer, gradients, iteration, learning_rate), lambda: False)]
+
+    run_update, run_piece, run_sums = (_on_replicas(strategy, f) for f in (update, add_piece, apply_sums))
+
+    def step(inputs, targets, iteration, learning_rate, stop=False, loss_scale=1.0):
+        iteration, stop = tf.constant(iteration, tf.int64), tf.constant(float(stop))
+        learning_rate, loss_scale = tf.constant(learning_rate, tf.float32), tf.constant(loss_scale)
+        pieces = (_distribute(division, ranges, inputs, targets) for ranges in division.rounds)
+        if in_one_round:
+            loss, stop = run_update(*next(pieces), stop, iteration, learning_rate)
+            return Step(float(loss), True, float(stop) > 0)
+        found = [run_piece(*piece, stop, loss_scale) for piece in pieces]
+        applied, = run_sums(iteration, learning_rate, loss_scale)
+        return Step(sum(float(loss) for loss, _ in found), bool(applied), float(found[-1][1]) > 0)
+
+    return step
+
+
+def _apply(optimizer, gradients, iteration, learning_rate):
+    optimizer.apply(gradients, iteration, learning_rate)
+    return True
+
+
+def _on_replicas(strategy, function):
+    """Compiles a function that runs on all replicas, and gives what the first replica of this worker returned."""
+    compiled = tf.function(lambda *arguments: strategy.run(function, arguments), autograph=False, reduce_retracing=True)
+    return lambda *arguments: [strategy.experimental_local_results(value)[0] for value in compiled(*arguments)]
+
+
+def _distribute(division, ranges, inputs, targets):
+    """Returns (inputs, targets, share of the batch) of a round, for `Strategy.run`.
+
+    A replica without images gets black ones, with the share 0.
+    """
+    def on_replicas(value_of):
+        if len(ranges) == 1:
+            return tf.constant(value_of(ranges[0]))
+        return division.strategy.experimental_distribute_values_from_function(
+            lambda context: tf.constant(value_of(ranges[context.replica_id_in_sync_group])))
+
+    def images(values, part):
+        return values[part.start - division.indices.start:][:len(part)] if part else np.zeros_like(values[:1])
+
+    return (on_replicas(lambda part: images(inputs, part)), on_replicas(lambda part: images(targets, part)),
+            on_replicas(lambda part: np.float32(len(part) / division.size)))
+
+
+def take_step(step, batch, run, learning_rate, stop, settings):
+    """Returns the `Step` of one iteration. Where float16 gradients overflow, it is repeated with half the loss scale.
+
+    Args:
+      step: what `make_training_step` returned.
+      run: the `runs.Run`, which keeps the loss scale.
+      stop: whether this worker was told to stop.
+
+    Raises:
+      DataError: the device's memory is full, a worker was lost, or gradients are not finite whatever the loss scale.
+    """
+    scales_loss = settings.precision == "float16"
+    try:
+        while True:
+            found = step(batch.inputs, batch.targets, run.iteration + 1, learning_rate, stop,
+                         run.loss_scale if scales_loss else 1.0)
+            if found.applied or not math.isfinite(found.loss):
+                break
+            if run.loss_scale <= 1:
+                raise DataError(f"iteration {run.iteration + 1}: the gradients are not finite, whatever the loss "
+                                "scale: try precision=bfloat16 or a lower learning_rate")
+            run.loss_scale, run.steps_at_scale = run.loss_scale / 2, 0
+    except tf.errors.ResourceExhaustedError:
+        raise DataError(f"the device's memory is full at level {settings.level}: {_less_memory(settings)}") from None
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+        raise DataError(f"a worker was lost after iteration {run.iteration} ({type(error).__name__}): start all "
+                        "workers again, with resume=true") from None
+    run.steps_at_scale += scales_loss
+    if run.steps_at_scale == SCALE_DOUBLES_AFTER:
+        run.loss_scale, run.steps_at_scale = 2 * run.loss_scale, 0
+    return found
+
+
+def _less_memory(settings):
+    images = min(settings.micro_batch or settings.batch_size, settings.batch_size)
+    if images > 1:
+        return f"with micro_batch={images // 2} it computes a batch in smaller pieces, which is the same training"
+    if settings.precision == "float32":
+        return "precision=bfloat16 or float16 takes about half, a smaller patch_size= less still"
+    return "a smaller patch_size= takes less"

@@ -1,0 +1,256 @@
+"""How any photo with its depth map becomes the network's input.
+
+A photo of any common format is read upright, in its colours, with 8 bits for each channel. A depth map of any size and
+number type is brought to half the photo's size, 8 bits, bright = near.
+"""
+
+import io
+import pathlib
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+import load_dataset
+from load_dataset import Pair, size_text
+from utils import DataError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+DEPTH_SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".jpg", ".jpeg", ".webp")
+UNSUPPORTED_SUFFIXES = (".heic", ".heif", ".avif", ".gif", ".bmp", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")  # by content; JPEG with the MPO of phones, which has a preview behind it
+MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr")  # of Pillow, with 8 bits or 1
+GREY_16_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+SMALLEST_SIDE = 64  # pixels of a photo's shorter side
+SIDEWAYS_TOLERANCE = 0.05  # of the aspect, for a depth map that was made of a photo before it was turned upright
+WHITE_OR_BLACK = 262  # TIFF 6.0: PhotometricInterpretation, 0 where 0 is white
+DATE_TAG, EXIF_TAGS = 0x0132, 0x8769  # EXIF 2.32: date and time of change; where the tags of the shot lie
+SHOT_DATE_TAGS = (0x9003, 0x9004, 0x9010, 0x9011, 0x9012)  # taken, digitised, and the offsets from UTC of all three
+
+
+# Finding photos and depth maps ---------------------------------------------------------------------------------------
+
+
+def find_photos(images_dir):
+    """Returns {name without suffix: path} of the photos in a folder, or of a single file, in numeric order.
+
+    Other files and hidden ones are ignored. Raises DataError where there is no photo, or two have the same name.
+    """
+    photos = _find_files(images_dir, SUFFIXES)
+    if not photos:
+        raise DataError(f"{images_dir}: no photo found ({', '.join(SUFFIXES)})")
+    return photos
+
+
+def find_pairs(images_dir, depth_dir):
+    """Finds photos and their depth maps, which have the same name but for the suffix.
+
+    Args:
+      images_dir, depth_dir: folders, or a single photo and its depth map of any name. depth_dir=None: no depth maps.
+
+    Returns:
+      A list of `Pair`s with neither target nor size, and a list of the paths of photos without a depth map.
+
+    Raises:
+      DataError: as in `find_photos`, or two depth maps have the same name.
+    """
+    photos = find_photos(images_dir)
+    if depth_dir is None:
+        depths = dict.fromkeys(photos)
+    elif len(photos) == 1 and pathlib.Path(depth_dir).is_file():
+        depths = dict.fromkeys(photos, pathlib.Path(depth_dir))
+    else:
+        depths = _find_files(depth_dir, DEPTH_SUFFIXES) if pathlib.Path(depth_dir).exists() else {}
+    pairs = [Pair(name, path, depths[name], bokeh=None, size=None) for name, path in photos.items() if name in depths]
+    return pairs, [path for name, path in photos.items() if name not in depths]
+
+
+def _find_files(place, suffixes):
+    place, files = pathlib.Path(place), {}
+    if not place.exists():
+        raise DataError(f"{place}: no such file or folder")
+    paths = [place] if place.is_file() else place.glob("[!.]*")
+    for path in sorted(paths, key=lambda path: load_dataset.numeric_order(path.name)):
+        if path.suffix.lower() not in suffixes or not path.is_file():
+            continue
+        if path.stem in files:
+            raise DataError(f"{path}: has the same name as {files[path.stem].name}; rename one of the two")
+        files[path.stem] = path
+    return files
+
+
+def unsupported_photos(images_dir):
+    """Returns the photos in formats that cannot be read, such as HEIC."""
+    return sorted(path for path in pathlib.Path(images_dir).glob("*") if path.suffix.lower() in UNSUPPORTED_SUFFIXES)
+
+
+def header_size(path):
+    """Returns a photo's (width, height) before EXIF's orientation, None where its header cannot be read."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return image.size
+    except Exception:  # Pillow raises many kinds
+        return None
+
+
+# Photo and depth map together ----------------------------------------------------------------------------------------
+
+
+def load_input(pair, max_side=None):
+    """Makes the network's input of a photo, as `load_dataset.load_input` does of one in the data set.
+
+    Args:
+      pair: of `find_pairs`.
+      max_side: a photo with a longer side than this, in pixels, is made smaller.
+
+    Returns:
+      input: uint8 (height / 2, width / 2, 4), RGB and depth, 0-255; RGB alone without depth.
+      size: (width, height) of the upright photo that is rendered.
+      info: its colour profile and EXIF dates, see `read_photo`.
+
+    Raises:
+      DataError: the photo or its depth map is damaged, or too small.
+    """
+    photo = read_photo(pair.photo)
+    original_size, info = photo.size, photo.info
+    if max_side and max(photo.size) > max_side:
+        scale = max_side / max(photo.size)
+        photo = load_dataset.resize(photo, tuple(max(1, round(side * scale)) for side in photo.size))
+    if min(photo.size) < SMALLEST_SIDE:
+        resized = f", {size_text(photo.size)} with max_side={max_side}" if photo.size != original_size else ""
+        raise DataError(f"{pair.photo}: is {size_text(original_size)}{resized}; each side must have at least "
+                        f"{SMALLEST_SIDE} pixels")
+    half = load_dataset.halve(photo)
+    depth = pair.depth and Image.fromarray(read_depth_map(pair.depth, half.size))
+    return load_dataset.stack_depth(half, depth), photo.size, info
+
+
+# Photos --------------------------------------------------------------------------------------------------------------
+
+
+def read_photo(path):
+    """Decodes any photo as an upright 8-bit Pillow image of mode "RGB".
+
+    EXIF's orientation is applied. Of 16 bits the upper 8 are taken. Transparent parts become white. CMYK and grey are
+    converted by their colour profile. Of several pages or frames the first is taken.
+
+    Returns:
+      A Pillow image whose `info` holds at most "icc_profile" (of its RGB) and "exif" (the photo's dates and no more).
+
+    Raises:
+      DataError: the file is damaged, or no photo of 8 or 16 bits.
+    """
+    try:
+        # A file, not a path: Pillow 13 maps uncompressed TIFFs into memory before turning them, and mixes up the sides.
+        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
+            if image.format == "PNG":
+                Image.open(path).verify()  # compares checksums, which decoding does not
+            image.load()
+            upright, dates = _apply_exif(image)
+    except Image.DecompressionBombError:
+        raise DataError(f"{path}: has more pixels than Pillow decodes; make it smaller") from None
+    except UnidentifiedImageError:
+        raise DataError(f"{path}: is no JPEG, PNG, WebP or TIFF of 8 or 16 bits, or its beginning is damaged") from None
+    except Exception as error:  # Pillow raises many kinds
+        raise DataError(f"{path}: is damaged ({error})") from None
+    if image.mode not in MODES + GREY_16_BIT_MODES:
+        raise DataError(f"{path}: has the pixel format {image.mode}; save it with 8 or 16 bits, as RGB or grey")
+    if image.mode in GREY_16_BIT_MODES and getattr(image, "tag_v2", {}).get(WHITE_OR_BLACK) == 0:
+        raise DataError(f"{path}: is a 16-bit TIFF in which 0 is white; save it with black as 0")  # Pillow inverts it
+    photo, profile = _convert_to_rgb(upright)
+    photo.info = {name: value for name, value in (("icc_profile", profile), ("exif", dates)) if value}
+    return photo
+
+
+def _apply_exif(image):
+    """Returns the image upright, and EXIF bytes with its dates only; the image as it is where its EXIF is damaged."""
+    try:
+        return ImageOps.exif_transpose(image), _exif_dates(image.getexif())
+    except Exception:  # Pillow raises many kinds
+        return image, None
+
+
+def _exif_dates(tags):
+    dates = Image.Exif()
+    shot = {tag: value for tag, value in tags.get_ifd(EXIF_TAGS).items() if tag in SHOT_DATE_TAGS}
+    if DATE_TAG in tags:
+        dates[DATE_TAG] = tags[DATE_TAG]
+    if shot:
+        dates[EXIF_TAGS] = shot
+    return dates.tobytes() if len(dates) else None
+
+
+def _convert_to_rgb(image):
+    """Returns an image of any of the modes above as "RGB", and its colour profile if that is one of RGB."""
+    mode, profile = image.mode, image.info.get("icc_profile")
+    if mode in GREY_16_BIT_MODES:
+        image = Image.fromarray(np.uint8(np.asarray(image) >> 8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    photo = image.convert("RGB")
+    try:
+        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        space = opened.profile.xcolor_space.strip()
+        if space == "GRAY" and mode in ("1", "L", "LA", "La", *GREY_16_BIT_MODES):
+            image = photo.getchannel(0)
+        if image.mode == {"CMYK": "CMYK", "GRAY": "L"}.get(space):
+            photo = ImageCms.profileToProfile(image, opened, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        return photo, profile if space == "RGB" else None
+    except Exception:  # no profile or a damaged one
+        return photo, None
+
+
+# Depth maps ----------------------------------------------------------------------------------------------------------
+
+
+def read_depth_map(path, size):
+    """Reads a depth map of any size as uint8 (height, width), bright = near, resized to `size`, (width, height).
+
+    8-bit values are kept. Other numbers (16 bits, float) are scaled so that the least becomes 0 and the greatest 255;
+    NaN and infinity count as the least.
+
+    Raises:
+      DataError: the file is damaged, has more than one channel, or lies on its side.
+    """
+    try:
+        depth = np.load(path, allow_pickle=False) if path.suffix.lower() == ".npy" else _read_depth_image(path)
+    except UnidentifiedImageError:
+        raise DataError(f"{path}: is no PNG, TIFF, JPEG, WebP or .npy depth map, or its beginning is damaged") from None
+    except Exception as error:  # Pillow and NumPy raise many kinds
+        raise DataError(f"{path}: is no readable depth map ({error})") from None
+    shape, depth = depth.shape, np.squeeze(depth)
+    if depth.ndim != 2 or not depth.size or depth.dtype.kind not in "biuf":
+        raise DataError(f"{path}: holds {depth.dtype} of shape {shape}; a depth map has one number for each pixel")
+    if _lies_on_its_side(depth.shape[::-1], size):
+        raise DataError(f"{path}: is {size_text(depth.shape[::-1])} and lies on its side, its photo turned upright by "
+                        f"EXIF is {size_text(size)} at half size; turn the depth map")
+    if depth.dtype != np.uint8:
+        depth = _scale_to_255(depth, path)
+    resized = np.asarray(load_dataset.resize(Image.fromarray(depth), size))
+    return np.uint8(np.clip(np.round(resized), 0, 255))
+
+
+def _read_depth_image(path):
+    with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
+        if image.mode in (*GREY_16_BIT_MODES, "I", "F"):
+            return np.array(image)
+        if image.mode not in MODES:
+            raise ValueError(f"it has the pixel format {image.mode}")
+        return np.array(image.convert("L"))
+
+
+def _lies_on_its_side(size, wanted):
+    """Returns whether width and height are swapped: one is upright, the other not, and turned they would fit."""
+    ratio, wanted_ratio = size[0] / size[1], wanted[0] / wanted[1]
+    return (ratio - 1) * (wanted_ratio - 1) < 0 and abs(ratio * wanted_ratio - 1) < SIDEWAYS_TOLERANCE
+
+
+def _scale_to_255(depth, path):
+    """Returns float32 0-255 of numbers of any range."""
+    depth = depth.astype(np.float64)
+    finite = depth[np.isfinite(depth)]
+    if not finite.size:
+        raise DataError(f"{path}: holds no finite number")
+    least, greatest = finite.min(), finite.max()
+    depth = np.where(np.isfinite(depth), depth, least)
+    return np.float32(255 * ((depth - least) / ((greatest - least) or 1)))

@@ -1,0 +1,334 @@
+"""How does a run stop and go on? Its state on the disk, resuming, stop signals, the lock, the space."""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import math
+import os
+import pathlib
+import platform
+import shutil
+import signal
+from types import SimpleNamespace
+
+from support import checkpoints, devices, training_log
+from support.training_log import attempt
+from utils import MODELS, RESULTS, DataError, prepare_folders, say, tf, warn
+
+
+@dataclasses.dataclass
+class Run:
+    """Where a run is: what resuming it takes besides the weights and Adam's moments."""
+
+    iteration: int = 0  # updates done
+    evaluated: bool = False  # whether the metrics of this iteration are in the log, where they are due
+    losses: list = dataclasses.field(default_factory=list)  # of the iterations since the last evaluation
+    loss_scale: float = devices.FIRST_LOSS_SCALE  # of precision=float16
+    steps_at_scale: int = 0  # iterations since the loss scale last changed
+    name: str = "run_1"  # of its curves
+    start: str = ""  # from what, in words
+    iterations_above: int = 0  # that the levels above were trained
+    checkpoints: list = dataclasses.field(default_factory=list)  # iterations of those that this run has written
+
+    def count(self, loss, settings):
+        """Counts an update."""
+        self.iteration += 1
+        self.losses.append(loss)
+        self.evaluated = bool(self.iteration % settings.eval_step and self.iteration < settings.num_train_iters)
+
+
+# The start -----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def prepared_folders(level):
+    """Makes models/ and results/, and locks the level: only one run at a time trains it in this folder."""
+    prepare_folders(MODELS, RESULTS)
+    with _lock(level):
+        checkpoints.discard_half_saves(level)
+        yield
+
+
+def _lock(level):
+    """A lock of the kernel, which ends with the process, however that ends. DataError names the run that holds it."""
+    path = MODELS / f".pynet_level_{level}.lock"
+    lock = open(path, "a+", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        raise DataError(f"{MODELS}/: level {level} is being trained here by another run ({lock.read().strip()}): "
+                        "wait for it, or train in another folder") from None
+    except OSError as error:
+        warn(f"{path}: cannot be locked ({error.strerror}); make sure that no other run trains level {level} here")
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {platform.node()}\n")
+    lock.flush()
+    return lock
+
+
+def find_start(settings):
+    """Returns where a level starts: (run, prefix of its weights or None, notes of the state that is resumed or None).
+
+    Settings that are not on the command line of a resumed run become those that it had.
+    """
+    level, prefix = settings.level, checkpoints.resume_prefix(settings.level)
+    before = read_state(prefix)
+    if before and settings.resume:
+        _inherit_settings(settings, before)
+        if before.run.iteration == settings.num_train_iters:  # the last one gets a checkpoint, and metrics
+            before.run.evaluated &= before.run.iteration in checkpoints.saved_iterations(level)
+        if before.run.iteration <= settings.num_train_iters and not is_done(settings, before.run):
+            print(f"Level {level} goes on after iteration {before.run.iteration} of {settings.num_train_iters} "
+                  f"({prefix})")
+        return before.run, prefix, before
+    if settings.resume:
+        print(f"Nothing to resume: {MODELS}/ holds no state of level {level}, so it starts as usual")
+    elif before:
+        print(f"Note: this run of level {level} starts anew; resume=true would go on after iteration "
+              f"{before.run.iteration}")
+    name = training_log.next_run(level)
+    if level == 7:
+        print("Level 7 starts from random weights")
+        return Run(name=name, start="from random weights"), None, None
+    prefix, iteration = checkpoints.find_checkpoint(level + 1, settings.restore_iter)
+    print(f"Level {level} starts from level {level + 1}, iteration {iteration} ({prefix}), and from random weights "
+          "where that has none")
+    run = Run(name=name, start=f"from level {level + 1}, iteration {iteration}",
+              iterations_above=training_log.iterations_above(level, iteration))
+    return run, prefix, None
+
+
+def read_state(prefix):
+    """Returns the notes of a resumable state as a namespace, with its `Run`; None without one. DataError if damaged."""
+    notes = checkpoints.read_notes(prefix)
+    if notes is None:
+        return None
+    try:
+        return SimpleNamespace(run=Run(**notes["run"]), settings=dict(notes["settings"]), photos=dict(notes["photos"]),
+                               code=dict(notes["code"]))
+    except (KeyError, TypeError, ValueError):
+        raise DataError(f"{prefix}.json: is damaged or of another version; without it the level starts anew (delete "
+                        f"{prefix}.*)") from None
+
+
+def _inherit_settings(settings, before):
+    """Takes over what the command line leaves open from the run that is resumed, and says what it changes."""
+    for name, value in before.settings.items():
+        if name not in settings.given:
+            setattr(settings, name, value)
+        elif getattr(settings, name) != value and name not in ("use_depth", "width"):  # which cannot be changed
+            _note_change(name, value, getattr(settings, name), before.run.iteration)
+    if settings.restore_iter:
+        print(f"Note: restore_iter={settings.restore_iter} is not used, since there is a state to resume")
+
+
+def note_changes(before, train_pairs, code):
+    """Prints what differs from the run that is resumed, besides settings: photos, loss weights, this repository."""
+    for name, value in code.items():
+        if before.code.get(name) != value:
+            _note_change(name, before.code.get(name), value, before.run.iteration)
+    if before.photos != fingerprint(train_pairs):
+        print(f"Note: these are not the training photos that the run had until now ({before.photos['count']} photos): "
+              "it goes on with these")
+
+
+def _note_change(name, before, now, iteration):
+    print(f"Note: {name} was {before} until iteration {iteration}, and is {now} from now on")
+
+
+def follow_checkpoint(settings, prefix):
+    """Sets `use_depth` and `width` to those of the checkpoint. DataError where the command line says otherwise."""
+    network = checkpoints.network_of(prefix)
+    found = {"use_depth": network["use_depth"], "width": f"{network['width_multiplier']:g}"}
+    for name, value in found.items():
+        if name in settings.given and getattr(settings, name) != value:
+            raise DataError(f"{prefix}: is of a network with {name}={str(value).lower()}; leave {name}= out, or start "
+                            "at level 7 with it")
+        setattr(settings, name, value)
+
+
+def is_done(settings, run):
+    """Returns whether a run has nothing left to do: no iteration, no checkpoint, no metrics."""
+    if run.iteration == settings.num_train_iters:
+        return run.evaluated and run.iteration in checkpoints.saved_iterations(settings.level)
+    return run.iteration > settings.num_train_iters
+
+
+def inherited(settings):
+    """Returns {name: value} of the settings that a resumed run takes over: all but those that say where to start."""
+    return {name: value for name, value in vars(settings).items()
+            if name not in ("level", "restore_iter", "resume", "given")}
+
+
+def shared_by_workers(settings, run, prefix, train_pairs):
+    """Returns text that is the same for all workers if they train the same; their folders may differ."""
+    same = {name: value for name, value in inherited(settings).items() if not name.endswith("_dir")}
+    same["vgg_dir"] = settings.vgg_dir.lower() == "none"
+    start = pathlib.Path(f"{prefix}.index").read_bytes() if prefix else b""  # has checksums of all weights
+    return repr((settings.level, run.iteration, same, fingerprint(train_pairs), hashlib.sha256(start).digest()))
+
+
+def fingerprint(pairs):
+    """Tells a list of photos from another: returns their number, and a checksum of their names."""
+    names = "\n".join(pair.name for pair in pairs)
+    return {"count": len(pairs), "names_sha256": hashlib.sha256(names.encode()).hexdigest()}
+
+
+# The state on the disk -----------------------------------------------------------------------------------------------
+
+
+class Saver:
+    """Saves a run's weights and its state, and says how to go on. Of several workers only the first one writes.
+
+    weights: {name: tf.Variable} of the whole network; slots: the optimizer's.
+    """
+
+    def __init__(self, settings, worker, run, weights, slots, train_pairs, code):
+        self.settings, self.worker, self.run = settings, worker, run
+        self.weights, self.state = weights, weights | slots
+        self.notes_beside = {"photos": fingerprint(train_pairs), "code": code}
+        self.state_iteration = run.iteration  # of the state on the disk, 0 while there is none of this run
+        self.weights_saved = True  # whether the last checkpoint that was due is on the disk
+
+    def next_batch(self, batches, clock):
+        """Returns the next batch. Where too many photos are damaged for that, the state is saved first."""
+        try:
+            with clock.waiting_for_batch():
+                return next(batches)
+        except DataError:
+            self.save_for_stop()
+            raise
+
+    def save_if_due(self):
+        """Saves weights and state at an evaluation, as far as it can. DataError if the weights are NaN or infinite."""
+        iteration = self.run.iteration
+        prefix = checkpoints.checkpoint_prefix(self.settings.level, iteration)
+        if iteration and not (iteration in self.run.checkpoints and checkpoints.exists(prefix)):
+            self._save(weights=True)
+
+    def save_for_stop(self):
+        """Saves what is not on the disk yet: weights whose saving failed, and the state."""
+        if not self.weights_saved or self.state_iteration != self.run.iteration:
+            self._save(weights=not self.weights_saved)
+
+    def _save(self, weights):
+        if self.worker.index:
+            self.state_iteration = self.run.iteration  # as the first worker has it
+            return
+        if not all(tf.reduce_all(tf.math.is_finite(variable)) for variable in self.weights.values()):
+            raise self.not_finite("the weights are no longer finite")
+        if weights:
+            self.weights_saved = attempt(self._save_weights)
+        attempt(self._save_state)
+
+    def has_saved(self):
+        """Returns whether the run has a checkpoint or a state on the disk."""
+        return bool(self.state_iteration or self.run.checkpoints)
+
+    def is_complete(self):
+        """Returns whether everything that was due is on the disk."""
+        return self.weights_saved and self.state_iteration == self.run.iteration
+
+    def note_evaluation(self, done):
+        """Notes, also on the disk, that the metrics of this iteration are in the log; nothing unless `done`."""
+        if not done:
+            return
+        self.run.losses, self.run.evaluated = [], True
+        if self.run.iteration and self.state_iteration == self.run.iteration and not self.worker.index:
+            attempt(checkpoints.write_notes, checkpoints.resume_prefix(self.settings.level), self._notes())
+
+    def how_to_go_on(self):
+        """Returns what to do after a stop."""
+        if not self.state_iteration:
+            return "There is nothing saved yet: start it again"
+        return (f"This goes on after iteration {self.state_iteration}: python train_model.py "
+                f"level={self.settings.level} resume=true")
+
+    def not_finite(self, what):
+        """Returns the error that ends a run whose numbers have become NaN or infinite."""
+        settings = self.settings
+        return DataError(f"iteration {self.run.iteration}: {what}. Nothing of it was saved. Try a lower learning_rate "
+                         f"(it is {settings.learning_rate:g}) or a larger batch_size (it is {settings.batch_size}); "
+                         "resume=true goes on from the last good state, where there is one")
+
+    def _save_weights(self):
+        run, level = self.run, self.settings.level
+        prefix = checkpoints.checkpoint_prefix(level, run.iteration)
+        checkpoints.save_checkpoint(self.weights, prefix, before_replacing=self._move_older)
+        say(f"saved {prefix}")
+        run.checkpoints = [iteration for iteration in run.checkpoints if iteration != run.iteration] + [run.iteration]
+        while len(run.checkpoints) > self.settings.max_to_keep:
+            checkpoints.remove_checkpoint(checkpoints.checkpoint_prefix(level, run.checkpoints.pop(0)))
+
+    def _save_state(self):
+        """Writes all that resuming takes. It replaces the state of an earlier iteration."""
+        checkpoints.save_checkpoint(self.state, checkpoints.resume_prefix(self.settings.level), self._notes(),
+                                    before_replacing=self._move_older)
+        self.state_iteration = self.run.iteration
+
+    def _notes(self):
+        return {"run": dataclasses.asdict(self.run), "settings": inherited(self.settings), **self.notes_beside}
+
+    def _move_older(self):
+        """The first save of a run moves what earlier runs of the level left."""
+        if self.has_saved():
+            return
+        folder = checkpoints.move_to_older(self.settings.level)
+        if folder:
+            say(f"moved the checkpoints of earlier runs of level {self.settings.level} to {folder}/")
+
+    def say_disk_space(self):
+        """Prints how much disk the level's checkpoints can take, and warns where less is free."""
+        if self.worker.index:
+            return
+        weights, state = (sum(4 * variable.shape.num_elements() for variable in which.values())
+                          for which in (self.weights, self.state))
+        settings, free = self.settings, shutil.disk_usage(MODELS).free
+        to_come = math.ceil((settings.num_train_iters - self.run.iteration) / settings.eval_step)
+        count = min(settings.max_to_keep, to_come)
+        needed = count * weights + 2 * state
+        print(f"Disk: up to {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free (checkpoints to come: {count} of "
+              f"{weights / 1e6:.0f} MB; resumable state: {state / 1e6:.0f} MB, twice while it is written)")
+        if free < needed:
+            warn(f"that is more than is free in {MODELS}/: make room, or lower max_to_keep (it is "
+                 f"{settings.max_to_keep})")
+
+
+# Stop signals --------------------------------------------------------------------------------------------------------
+
+
+class StopSignals:
+    """While it is in use, Ctrl-C and SIGTERM are only noted as `received`; a second Ctrl-C stops the process at once.
+
+    agreed: whether all workers know of it. None leaves before an update has told the others, which would wait for it.
+    """
+
+    def __init__(self, worker):
+        self.received, self.agreed, self._alone = None, False, worker.count == 1
+
+    def __enter__(self):
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def hear(self, stopped):
+        """Takes note of a step, which tells whether any worker was told to stop."""
+        self.agreed = stopped
+        if stopped and not self.received:
+            say("another worker was told to stop")
+            self.received = signal.SIGTERM
+
+    def is_due(self):
+        """Returns whether the loop is to end."""
+        return bool(self.received and (self._alone or self.agreed))
+
+    def _note(self, number, _):
+        self.received = number
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            os.write(2, b"\nstopping after this iteration (Ctrl-C stops at once)\n")  # print() may be under way

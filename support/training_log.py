@@ -1,0 +1,244 @@
+"""What does a training leave to look at? A log, curves for TensorBoard, and a card that says where a model comes from.
+
+    models/logs.txt                          a line for each evaluation
+    models/tensorboard/level_<L>/run_<N>/    curves and visual crops; a resumed run goes on in the same folder
+    models/tensorboard/level_<L>/<test run>/ means of test_model.py
+    models/pynet_level_<L>.json              the model card
+"""
+
+import contextlib
+import datetime
+import json
+import math
+import pathlib
+import platform
+import subprocess
+import time
+
+import numpy as np
+import PIL
+
+from support import checkpoints, devices
+from utils import MODELS, DataError, say, tf, warn
+
+LOG = MODELS / "logs.txt"
+CURVES = MODELS / "tensorboard"
+LOGGED_METRICS = ("content", "mse", "psnr", "l1", "ms-ssim")  # in this order; others follow
+LOSSES_IN_A_POINT = 50  # of the training loss; a curve of every single one would be noise
+
+
+class Clock:
+    """Measures how fast the iterations since `restart` were, and how long they waited for data."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self):
+        self._started, self._waited, self._batches = time.monotonic(), 0.0, 0
+
+    @contextlib.contextmanager
+    def waiting_for_batch(self):
+        started = time.monotonic()
+        yield
+        self._waited += time.monotonic() - started
+        self._batches += 1
+
+    def read(self):
+        """Returns {name: value}; nothing without an iteration."""
+        elapsed = time.monotonic() - self._started
+        return {"speed/iterations_per_second": self._batches / elapsed,
+                "speed/seconds_waiting_for_data": self._waited} if self._batches else {}
+
+
+# The log -------------------------------------------------------------------------------------------------------------
+
+
+def log_line(iteration, losses, test):
+    """Returns the line of an evaluation: the mean of the training losses since the last one, and the test metrics."""
+    training = f"{np.mean(losses):.4g}" if losses else "-"
+    names = [name for name in LOGGED_METRICS if name in test]
+    names += [name for name in test if name not in (*names, "loss")]
+    terms = ", ".join(f"{name}: {test[name]:.4g}" for name in names)
+    return f"step {iteration} | training: {training}, test: {test['loss']:.4g} | {terms}"
+
+
+def heading(level, settings, run, counts):
+    """Returns the line above a run's lines. settings: {name: value}; counts: of {"training", "test"} photos."""
+    arguments = " ".join(f"{name}={value}" for name, value in settings.items())
+    start = f"resumed after iteration {run.iteration}" if run.iteration else run.start
+    return (f"# {datetime.datetime.now():%Y-%m-%d %H:%M:%S} | level={level} {arguments} | {start} | "
+            f"{counts['training']} training, {counts['test']} test photos")
+
+
+def append_to_log(line):
+    """Adds a line to models/logs.txt."""
+    with open(LOG, "a", encoding="utf-8") as log:
+        print(line, file=log)
+
+
+# Curves --------------------------------------------------------------------------------------------------------------
+
+
+def next_run(level):
+    """Returns the name of the curves of a run that starts anew: run_1, run_2 ..."""
+    return f"run_{1 + sum(1 for _ in (CURVES / f'level_{level}').glob('run_*'))}"
+
+
+def iterations_above(level, restored):
+    """Returns how many iterations the levels above were trained: where the level begins on the axis of all of them.
+
+    restored: iteration of the next level that it starts from.
+    """
+    saved = [checkpoints.saved_iterations(above) for above in range(level + 2, 8)]
+    return restored + sum(iterations[-1] for iterations in saved if iterations)
+
+
+def write_curves(level, run, test, crops, scalars):
+    """Adds the points of an evaluation to a run's curves.
+
+    Args:
+      run: the `runs.Run`, with the training losses since the last evaluation.
+      test: {name: value} of the test metrics.
+      crops: uint8 arrays of one shape, (height, width, 3).
+      scalars: {name: value} of the iteration, such as the learning rate.
+
+    Raises:
+      DataError: they could not be written.
+    """
+    with _writing(CURVES / f"level_{level}" / run.name):
+        for stop in range(len(run.losses), 0, -LOSSES_IN_A_POINT):
+            mean = np.mean(run.losses[max(0, stop - LOSSES_IN_A_POINT):stop])
+            tf.summary.scalar("loss/training", mean, run.iterations_above + run.iteration - len(run.losses) + stop)
+        values = {"loss/test": test["loss"]} | {f"test/{name}": test[name] for name in test if name != "loss"}
+        step = run.iterations_above + run.iteration
+        for name, value in (values | scalars | {"device_memory_bytes": devices.peak_memory()}).items():
+            tf.summary.scalar(name, value, step)
+        if crops:
+            tf.summary.image("input, output, target", np.stack(crops), step, max_outputs=len(crops))
+
+
+def write_test_means(level, iteration, run, means):
+    """Adds the means of test_model.py to a level's curves. run: name of the curve; NaN is left out. Errors as above."""
+    above = (read_card(level) or {}).get("iterations_above", 0)
+    with _writing(CURVES / f"level_{level}" / run):
+        for name, value in means.items():
+            if not math.isnan(value):
+                tf.summary.scalar(f"full resolution/{name}", value, above + iteration)
+
+
+@contextlib.contextmanager
+def _writing(folder):
+    try:
+        with tf.summary.create_file_writer(str(folder)).as_default():
+            yield
+            tf.summary.flush()
+    except tf.errors.OpError as error:
+        raise DataError(f"{folder}: could not be written ({str(error).splitlines()[0]})") from None
+
+
+# The model card ------------------------------------------------------------------------------------------------------
+
+
+def card_path(level):
+    """Returns models/pynet_level_<level>.json."""
+    return MODELS / f"pynet_level_{level}.json"
+
+
+def write_card(level, run, test, settings, counts, code):
+    """Writes or replaces the card of a level; the evaluations of the same run before this one are kept.
+
+    Args:
+      run: the `runs.Run`; test: {name: value} of its newest evaluation; settings: {name: value}.
+      counts: {"training": count, "test": count} of the photos.
+      code: {"commit": text, "loss weights": text}.
+    """
+    earlier = read_card(level) or {}
+    evaluations = earlier.get("evaluations", {}) if earlier.get("run") == run.name else {}
+    card = {
+        "level": level, "iteration": run.iteration, "run": run.name, "start": run.start, "photos": counts,
+        "iterations_above": run.iterations_above, "settings": settings,
+        "evaluations": evaluations | {str(run.iteration): {"metrics": test, "settings": settings}}, **code,
+        "versions": {"python": platform.python_version(), "tensorflow": tf.__version__, "numpy": np.__version__,
+                     "pillow": PIL.__version__},
+        "date": datetime.datetime.now().isoformat(timespec="seconds"),
+    }
+    checkpoints.write_json(card_path(level), card)
+
+
+def read_card(level):
+    """Returns the card of a level as a dictionary; None where there is none that can be read."""
+    try:
+        card = json.loads(card_path(level).read_text(encoding="utf-8"))
+        return card if isinstance(card, dict) else None
+    except (OSError, ValueError):
+        return None
+
+
+def card_rows(level, iteration):
+    """Returns {what: text} about the checkpoint of an iteration; {} where the card does not know it."""
+    card = read_card(level) or {}
+    evaluation = card.get("evaluations", {}).get(str(iteration))
+    if not evaluation:
+        return {}
+    settings = " ".join(f"{name}={value}" for name, value in evaluation["settings"].items())
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in evaluation["metrics"].items())
+    return {"Trained": f"{card['start']}, on {card['photos']['training']} photos, commit {card['commit']}",
+            "In training": metrics, "Settings": settings}
+
+
+def card_text(level, iteration):
+    """Returns a short line about the checkpoint of an iteration; None where the card does not know it."""
+    rows = card_rows(level, iteration)
+    return f"Trained {rows['Trained']} ({card_path(level)})" if rows else None
+
+
+def commit():
+    """Returns the commit of this repository, with "+" where files differ from it; "unknown" where git does not tell."""
+    repository = pathlib.Path(__file__).resolve().parent.parent
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+                              cwd=repository, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+# All of it -----------------------------------------------------------------------------------------------------------
+
+
+def attempt(action, *arguments):
+    """Calls action(*arguments). Where that cannot write, warns and returns False: the training goes on."""
+    try:
+        action(*arguments)
+        return True
+    except (OSError, DataError) as error:
+        warn(f"{error}; the training goes on")
+        return False
+
+
+class TrainingLog:
+    """Reports the evaluations of a run: on the screen, in the log, as curves and in the card, as far as it can.
+
+    settings: {name: value}; counts: {"training": count, "test": count} of the photos; code: {what: text} of this
+    repository; writes: False for all workers but the first, which report nothing.
+    """
+
+    def __init__(self, level, settings, run, counts, code, writes=True):
+        self.level, self.settings, self.run, self.counts, self.code = level, settings, run, counts, code
+        self.writes, self.clock = writes, Clock()
+        if writes:
+            attempt(append_to_log, heading(level, settings, run, counts))
+
+    def report(self, found, learning_rate):
+        """`found`: (metrics, visual crops) of this iteration's evaluation; None where there was none."""
+        if not self.writes or found is None:
+            return
+        test, crops = found
+        speed = self.clock.read()
+        line = log_line(self.run.iteration, self.run.losses, test)
+        say(line)
+        attempt(append_to_log, line)
+        attempt(write_curves, self.level, self.run, test, crops, speed | {"learning_rate": learning_rate})
+        if self.run.checkpoints:  # before, the card is that of an earlier run
+            attempt(write_card, self.level, self.run, test, self.settings, self.counts, self.code)
+        self.clock.restart()
