@@ -174,10 +174,10 @@ def main(argv):
     settings = utils.parse_arguments(argv, PARAMETERS, USAGE)
     check_arguments(settings)
     worker = devices.find_worker()
-    if settings.batch_size < worker.count:
-        raise UsageError(f"batch_size={settings.batch_size}: is less than the {worker.count} workers of TF_CONFIG")
     with runs.prepared_folders(settings.level) if worker.index == 0 else contextlib.nullcontext():
         run, weights, before = runs.find_start(settings)
+        if settings.batch_size < worker.count:
+            raise UsageError(f"batch_size={settings.batch_size}: is less than the {worker.count} workers of TF_CONFIG")
         settings.num_train_iters = settings.num_train_iters or DEFAULT_ITERATIONS[settings.level]
         if runs.is_done(settings, run):
             print(f"Level {settings.level} has {run.iteration} iterations already; a larger num_train_iters= trains on")
@@ -190,7 +190,10 @@ def main(argv):
         train_pairs, test_pairs = load_dataset.find_training_set(settings.dataset_dir, settings.use_depth,
                                                                  settings.patch_size, settings.val_size)
         print(f"Data: {len(train_pairs)} training and {len(test_pairs)} test photos in {settings.dataset_dir}")
-        return train(settings, worker, run, weights, before, vgg_file, train_pairs, test_pairs)
+        try:
+            return train(settings, worker, run, weights, before, vgg_file, train_pairs, test_pairs)
+        except tf.errors.ResourceExhaustedError:
+            raise devices.memory_full(settings) from None
 
 
 def check_arguments(settings):
@@ -269,7 +272,8 @@ def train(settings, worker, run, weights, before, vgg_file, train_pairs, test_pa
                 found = None if worker.index else evaluate(
                     evaluation_step, test_pairs, damaged, settings, run.iteration, division.largest_piece(), stop)
                 log.report(found, learning_rate)
-                saver.note_evaluation(found or worker.index)
+                if found or worker.index:  # other workers than the first have nothing to measure
+                    saver.note_evaluation()
             if stop.is_due() or run.iteration >= settings.num_train_iters:
                 break
             batch = saver.next_batch(batches, log.clock)

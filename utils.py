@@ -134,8 +134,8 @@ def _parse_value(parameter, text):
     except ValueError:
         raise wrong(expected) from None
     if parameter.kind in (int, float) and not parameter.minimum <= value <= parameter.maximum:
-        raise wrong(f"{parameter.minimum:g} or more" if parameter.maximum == math.inf else
-                    f"from {parameter.minimum:g} to {parameter.maximum:g}")
+        raise wrong(f"{parameter.minimum} or more" if parameter.maximum == math.inf else
+                    f"from {parameter.minimum} to {parameter.maximum}")
     return value
 
 

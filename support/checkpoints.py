@@ -199,9 +199,9 @@ def remove_checkpoint(prefix):
         _file(prefix, suffix).unlink(missing_ok=True)
 
 
-def move_to_older(level):
-    """Moves what a level's runs left in models/ to models/older/<date and time>/. Returns that folder or None."""
-    files = sorted(MODELS.glob(f"pynet_level_{level}_*.ckpt.*")) + sorted(MODELS.glob(f"pynet_level_{level}.json"))
+def move_to_older(level, patterns):
+    """Moves files of a level from models/ to models/older/<date and time>/. Returns that folder, None without files."""
+    files = [file for pattern in patterns for file in sorted(MODELS.glob(f"pynet_level_{level}{pattern}"))]
     if not files:
         return None
     folder = OLDER / time.strftime("%Y-%m-%d_%H-%M-%S")

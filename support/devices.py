@@ -32,6 +32,8 @@ def start_tensorflow(use_gpu=True, precision="float32"):
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3":
         _import_quietly()
+    if not use_gpu:
+        tf.config.set_visible_devices([], "GPU")  # also where it is no CUDA device
     gpus = tf.config.list_physical_devices("GPU") if use_gpu else []
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
@@ -289,7 +291,7 @@ def take_step(step, batch, run, learning_rate, stop, settings):
       stop: whether this worker was told to stop.
 
     Raises:
-      DataError: the device's memory is full, a worker was lost, or gradients are not finite whatever the loss scale.
+      DataError: a worker was lost, or gradients are not finite whatever the loss scale.
     """
     scales_loss = settings.precision == "float16"
     try:
@@ -302,8 +304,6 @@ def take_step(step, batch, run, learning_rate, stop, settings):
                 raise DataError(f"iteration {run.iteration + 1}: the gradients are not finite, whatever the loss "
                                 "scale: try precision=bfloat16 or a lower learning_rate")
             run.loss_scale, run.steps_at_scale = run.loss_scale / 2, 0
-    except tf.errors.ResourceExhaustedError:
-        raise DataError(f"the device's memory is full at level {settings.level}: {_less_memory(settings)}") from None
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
         raise DataError(f"a worker was lost after iteration {run.iteration} ({type(error).__name__}): start all "
                         "workers again, with resume=true") from None
@@ -313,10 +313,14 @@ def take_step(step, batch, run, learning_rate, stop, settings):
     return found
 
 
-def _less_memory(settings):
-    images = min(settings.micro_batch or settings.batch_size, settings.batch_size)
+def memory_full(settings):
+    """Returns the error that says what needs less memory."""
+    division = divide_batch(settings.batch_size, settings.micro_batch, choose_strategy(ONLY_WORKER))
+    images = division.largest_piece()  # where there are several workers, a machine has fewer
     if images > 1:
-        return f"with micro_batch={images // 2} it computes a batch in smaller pieces, which is the same training"
-    if settings.precision == "float32":
-        return "precision=bfloat16 or float16 takes about half, a smaller patch_size= less still"
-    return "a smaller patch_size= takes less"
+        advice = f"with micro_batch={images // 2} it computes a batch in smaller pieces, which is the same training"
+    elif settings.precision == "float32":
+        advice = "precision=bfloat16 or float16 takes about half, a smaller patch_size= less still"
+    else:
+        advice = "a smaller patch_size= takes less"
+    return DataError(f"the device's memory is full at level {settings.level}: {advice}")

@@ -93,8 +93,8 @@ def find_start(settings):
         print("Level 7 starts from random weights")
         return Run(name=name, start="from random weights"), None, None
     prefix, iteration = checkpoints.find_checkpoint(level + 1, settings.restore_iter)
-    print(f"Level {level} starts from level {level + 1}, iteration {iteration} ({prefix}), and from random weights "
-          "where that has none")
+    print(f"Level {level} starts from what level {level + 1} had learned at iteration {iteration} ({prefix}); the rest "
+          "starts anew")
     run = Run(name=name, start=f"from level {level + 1}, iteration {iteration}",
               iterations_above=training_log.iterations_above(level, iteration))
     return run, prefix, None
@@ -118,7 +118,7 @@ def _inherit_settings(settings, before):
     for name, value in before.settings.items():
         if name not in settings.given:
             setattr(settings, name, value)
-        elif getattr(settings, name) != value and name not in ("use_depth", "width"):  # which cannot be changed
+        elif getattr(settings, name) != value and name not in ("use_depth", "width", "kernel_start"):
             _note_change(name, value, getattr(settings, name), before.run.iteration)
     if settings.restore_iter:
         print(f"Note: restore_iter={settings.restore_iter} is not used, since there is a state to resume")
@@ -223,18 +223,12 @@ class Saver:
             self.weights_saved = attempt(self._save_weights)
         attempt(self._save_state)
 
-    def has_saved(self):
-        """Returns whether the run has a checkpoint or a state on the disk."""
-        return bool(self.state_iteration or self.run.checkpoints)
-
     def is_complete(self):
         """Returns whether everything that was due is on the disk."""
         return self.weights_saved and self.state_iteration == self.run.iteration
 
-    def note_evaluation(self, done):
-        """Notes, also on the disk, that the metrics of this iteration are in the log; nothing unless `done`."""
-        if not done:
-            return
+    def note_evaluation(self):
+        """Notes, also on the disk, that the metrics of this iteration are in the log."""
         self.run.losses, self.run.evaluated = [], True
         if self.run.iteration and self.state_iteration == self.run.iteration and not self.worker.index:
             attempt(checkpoints.write_notes, checkpoints.resume_prefix(self.settings.level), self._notes())
@@ -265,19 +259,22 @@ class Saver:
     def _save_state(self):
         """Writes all that resuming takes. It replaces the state of an earlier iteration."""
         checkpoints.save_checkpoint(self.state, checkpoints.resume_prefix(self.settings.level), self._notes(),
-                                    before_replacing=self._move_older)
+                                    before_replacing=lambda: self._move_older(state_only=True))
         self.state_iteration = self.run.iteration
 
     def _notes(self):
         return {"run": dataclasses.asdict(self.run), "settings": inherited(self.settings), **self.notes_beside}
 
-    def _move_older(self):
-        """The first save of a run moves what earlier runs of the level left."""
-        if self.has_saved():
+    def _move_older(self, state_only=False):
+        """Moves what earlier runs left: the first checkpoint of a run all of it, a state before that their state."""
+        if self.run.checkpoints:
             return
-        folder = checkpoints.move_to_older(self.settings.level)
+        patterns = [] if self.state_iteration else ["_resume.ckpt.*"]
+        patterns += [] if state_only else ["_iteration_*.ckpt.*", ".json"]
+        folder = checkpoints.move_to_older(self.settings.level, patterns)
         if folder:
-            say(f"moved the checkpoints of earlier runs of level {self.settings.level} to {folder}/")
+            what = "state" if state_only else "checkpoints"
+            say(f"moved the {what} of earlier runs of level {self.settings.level} to {folder}/")
 
     def say_disk_space(self):
         """Prints how much disk the level's checkpoints can take, and warns where less is free."""

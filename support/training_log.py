@@ -81,7 +81,8 @@ def append_to_log(line):
 
 def next_run(level):
     """Returns the name of the curves of a run that starts anew: run_1, run_2 ..."""
-    return f"run_{1 + sum(1 for _ in (CURVES / f'level_{level}').glob('run_*'))}"
+    names = [path.name.removeprefix("run_") for path in (CURVES / f"level_{level}").glob("run_*")]
+    return f"run_{max([int(name) for name in names if name.isdecimal()], default=0) + 1}"
 
 
 def iterations_above(level, restored):
@@ -150,7 +151,7 @@ def write_card(level, run, test, settings, counts, code):
     Args:
       run: the `runs.Run`; test: {name: value} of its newest evaluation; settings: {name: value}.
       counts: {"training": count, "test": count} of the photos.
-      code: {"commit": text, "loss weights": text}.
+      code: {"commit": text, "loss_weights": text}.
     """
     earlier = read_card(level) or {}
     evaluations = earlier.get("evaluations", {}) if earlier.get("run") == run.name else {}

@@ -372,6 +372,9 @@ def leave_an_earlier_run():
     save(1, checkpoints.checkpoint_prefix(6, 5))
 
 
+ALL_FILES = ["_resume.ckpt.*", "_iteration_*.ckpt.*", ".json"]
+
+
 def contents(folder):
     """{name: content} of the files in a folder and all below it."""
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -380,20 +383,20 @@ def contents(folder):
 def test_checkpoints_state_and_card_of_a_level_move_to_a_folder_of_that_time_and_other_levels_stay(workplace):
     leave_an_earlier_run()
     before = contents(utils.MODELS)
-    folder = checkpoints.move_to_older(7)
+    folder = checkpoints.move_to_older(7, ALL_FILES)
     assert re.fullmatch(r"models/older/\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", str(folder))
     assert contents(folder) == {name: content for name, content in before.items() if "level_7" in name}
     assert len(contents(folder)) == 2 * 2 + 3 + 1
     assert checkpoints.saved_iterations(6) == [5] and checkpoints.saved_iterations(7) == []
     with pytest.raises(DataError, match=r"no checkpoint of level 7 \(earlier runs are in models/older/\)"):
         checkpoints.find_checkpoint(7)
-    assert checkpoints.move_to_older(7) is None
+    assert checkpoints.move_to_older(7, ALL_FILES) is None
 
 
 def test_a_crash_while_they_are_moved_loses_none_of_their_files(workplace):
     leave_an_earlier_run()
     earlier, outcomes = contents(utils.MODELS), set()
-    for _ in crash_points(leave_an_earlier_run, before_replacing=lambda: checkpoints.move_to_older(7)):
+    for _ in crash_points(leave_an_earlier_run, before_replacing=lambda: checkpoints.move_to_older(7, ALL_FILES)):
         outcomes.add(tuple(checkpoints.saved_iterations(7)))
         left = contents(utils.MODELS)
         assert {name: left.get(name) for name in earlier} == earlier

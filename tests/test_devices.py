@@ -175,11 +175,18 @@ def test_gradients_that_are_never_finite_end_the_run():
     ({"micro_batch": 1}, "precision=bfloat16 or float16 takes about half"),
     ({"batch_size": 1, "precision": "bfloat16"}, "a smaller patch_size= takes less")])
 def test_full_memory_of_the_device_is_one_line_that_says_what_to_try(settings, advice):
-    def step(*_):
+    defaults = {"level": 7, "batch_size": 5, "micro_batch": None, "precision": "float32"}
+    error = devices.memory_full(types.SimpleNamespace(**defaults | settings))
+    assert re.fullmatch(f"the device's memory is full at level 7: {advice}[^\n]*", str(error))
+
+
+def test_full_memory_ends_a_training_with_that_line_wherever_it_happens(workplace, small_dataset, call, monkeypatch):
+    def evaluate(*_):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
 
-    with pytest.raises(DataError, match=f"^the device's memory is full at level 7: {advice}[^\n]*$"):
-        take_step(step, runs.Run(), **settings)
+    monkeypatch.setattr(train_model, "evaluate", evaluate)
+    done = call(train_model, "level=7", *QUICK, f"dataset_dir={small_dataset}")
+    assert done.status == 1 and done.err.startswith("error: the device's memory is full at level 7: precision=bfloat16")
 
 
 # Several devices and workers -----------------------------------------------------------------------------------------

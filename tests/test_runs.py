@@ -154,16 +154,22 @@ def test_a_run_that_is_stopped_before_its_first_update_saves_nothing_and_says_so
     assert state() == before and checkpoints.saved_iterations(7) == [1] and not checkpoints.OLDER.exists()
 
 
-def test_a_run_that_is_stopped_before_its_first_checkpoint_can_be_resumed_and_earlier_runs_are_moved(training, steps):
+def test_a_run_that_is_stopped_before_its_first_checkpoint_can_be_resumed_and_moves_only_a_state(training, steps):
     assert training("level=7", *EVERY_ITERATION, "num_train_iters=2").status == 0
     steps(stops_at(1))
     done = training("level=7", *QUICK, "eval_step=5", "num_train_iters=5")
     assert done.status == 143
     assert "Note: this run of level 7 starts anew; resume=true would go on after iteration 2" in done.out
-    assert "moved the checkpoints of earlier runs of level 7 to models/older/" in done.out
-    assert state()["run"]["iteration"] == 1 and checkpoints.saved_iterations(7) == []
+    assert "moved the state of earlier runs of level 7 to models/older/" in done.out
+    assert state()["run"]["iteration"] == 1 and checkpoints.saved_iterations(7) == [1, 2]
     [folder] = checkpoints.OLDER.iterdir()
     assert checkpoints.read_notes(folder / checkpoints.resume_prefix(7).name)["run"]["iteration"] == 2
+
+    steps(falling)
+    done = training("level=7", "resume=true", "num_train_iters=3")
+    assert done.status == 0 and "moved the checkpoints of earlier runs of level 7 to models/older/" in done.out
+    assert state()["run"]["iteration"] == 3 and checkpoints.saved_iterations(7) == [3]
+    assert len(list(checkpoints.OLDER.glob("*/*.index"))) == 3
 
 
 def test_a_run_that_was_stopped_at_what_becomes_its_last_iteration_gets_its_checkpoint(training, steps):

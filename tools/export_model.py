@@ -35,9 +35,9 @@ PARAMETERS = (
     Parameter("format", tuple(FORMATS), None, "format of the file", default_text="what the ending of out says"),
     Parameter("precision", ("float32", "float16"), "float32", "of the weights in the file; float16 for tflite only"),
     Parameter("height", int, None, "of tflite and keras inputs in pixels, half the photo's", SMALLEST_SIDE, 8192,
-              default_text="any"),
+              default_text="none; required for tflite and keras"),
     Parameter("width", int, None, "of tflite and keras inputs in pixels, half the photo's", SMALLEST_SIDE, 8192,
-              default_text="any"),
+              default_text="none; required for tflite and keras"),
     Parameter("out", str, utils.REQUIRED, "FILE.tflite, FILE.keras, or the folder of a SavedModel; must not exist"),
 )
 USAGE = "python -m tools.export_model out=PATH [name=value ...]"
