@@ -14,6 +14,7 @@ import itertools
 import os
 import pathlib
 import re
+import shlex
 import threading
 from typing import NamedTuple
 
@@ -59,17 +60,17 @@ def find_training_set(dataset_dir, use_depth=True, patch_size=PATCH_SIZE, val_si
     """
     train, problems = survey(dataset_dir, "train", True, use_depth, patch_size)
     if val_size:
-        _raise_problems(problems)
+        _raise_problems(problems, dataset_dir)
         return split_off(train, val_size, dataset_dir)
     test, test_problems = survey(dataset_dir, "test", True, use_depth, patch_size)
-    _raise_problems(problems + test_problems)
+    _raise_problems(problems + test_problems, dataset_dir)
     return train, test
 
 
 def find_test_photos(dataset_dir, use_depth=True, val_size=0):
     """Returns the `Pair`s to render, of any size, with or without a target. Raises DataError as above."""
     pairs, problems = survey(dataset_dir, "train" if val_size else "test", False, use_depth)
-    _raise_problems(problems)
+    _raise_problems(problems, dataset_dir)
     return split_off(pairs, val_size, dataset_dir)[1] if val_size else pairs
 
 
@@ -133,7 +134,7 @@ def _check_headers(pair, smallest):
     return pair._replace(size=size), problems
 
 
-def _raise_problems(problems):
+def _raise_problems(problems, dataset_dir):
     if not problems:
         return
     lines = [f"{len(problems)} problem{'s' if len(problems) > 1 else ''} with the data set", *problems]
@@ -142,6 +143,9 @@ def _raise_problems(problems):
         lines.append("EBB! comes without depth maps: python -m tools.make_depth_maps makes them")
     if any(os.path.join("test", "bokeh") in problem for problem in absent):
         lines.append("EBB! has no test targets: val_size=294 takes the last 294 pairs of train/, as papers do (Val294)")
+    if any(": no such folder" in problem for problem in absent):
+        check = shlex.join(["python", "-m", "tools.check_dataset", f"dataset_dir={dataset_dir}"])
+        lines.append(f"{check} says what to do")
     raise DataError("\n  ".join(lines))
 
 

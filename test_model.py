@@ -1,7 +1,7 @@
 """Renders photos with PyNET: the test photos of a data set, and measures them, or your own photos.
 
     python test_model.py [orig=true | small=true]
-    python test_model.py images_dir=my_photos depth_dir=my_depth [orig=true | small=true]
+    python test_model.py images_dir=my_photos [depth_dir=my_depth] [orig=true | small=true]
 
 The results are in results/full-resolution/; index.html shows them.
 """
@@ -39,7 +39,8 @@ PARAMETERS = (
     Parameter("val_size", int, 0, "the last so many pairs of train/ are the test photos, instead of test/", 0),
     Parameter("small", bool, False, "use the small network's weights in models/small/"),
     Parameter("images_dir", str, None, "own photos to render instead: a folder or a file", default_text="none"),
-    Parameter("depth_dir", str, None, "depth maps of the own photos: a folder or a file", default_text="none"),
+    Parameter("depth_dir", str, None, "their depth maps: a folder or a file; without it those inside the photos",
+              default_text="none"),
     Parameter("max_side", int, None, "longest side in pixels; larger own photos are made smaller",
               own_photos.SMALLEST_SIDE, default_text="as they are"),
 )
@@ -105,14 +106,23 @@ def find_test_photos(settings, use_depth):
 
 
 def find_own_photos(settings, use_depth):
-    """Returns (pairs, problems): own photos to render, a text for each that cannot be. Raises DataError if none can."""
+    """Returns (pairs, problems): own photos to render, a text for each that cannot be. Raises DataError if none can.
+
+    Without depth_dir a network that takes depth maps uses those inside the photos.
+    """
     if use_depth and not settings.depth_dir:
-        raise DataError("this network takes depth maps: depth_dir=FOLDER says where they are (python -m "
-                        "tools.make_depth_maps makes them)")
-    pairs, without_depth = own_photos.find_pairs(settings.images_dir, settings.depth_dir if use_depth else None)
+        pairs, without_depth = own_photos.find_portraits(settings.images_dir)
+        if not pairs:
+            raise DataError("this network takes depth maps, and none of the photos has one inside: depth_dir=FOLDER "
+                            "says where they are (python -m tools.make_depth_maps makes them)")
+        names = [pair.photo.name for pair in pairs]
+        print(f"Depth maps: inside {', '.join(names[:5])}{f' and {len(names) - 5} others' * (len(names) > 5)}")
+    else:
+        pairs, without_depth = own_photos.find_pairs(settings.images_dir, settings.depth_dir if use_depth else None)
     remedy = shlex.join(["python", "-m", "tools.make_depth_maps", "model=FILE", f"images_dir={settings.images_dir}",
-                         f"depth_dir={settings.depth_dir}"])
-    problems = [f"{path}: has no depth map in {settings.depth_dir}; {remedy} makes it" for path in without_depth]
+                         f"depth_dir={settings.depth_dir or 'FOLDER'}"])
+    place = f"in {settings.depth_dir}" if settings.depth_dir else "inside"
+    problems = [f"{path}: has no depth map {place}; {remedy} makes it" for path in without_depth]
     problems += [f"{path}: is of a format that is not read; save it as JPEG, PNG, WebP or TIFF"
                  for path in own_photos.unsupported_photos(settings.images_dir)]
     if not pairs:
@@ -149,8 +159,11 @@ def render_all(settings, pairs, problems, render, prefix, suffix):
     if means:
         print(f"Mean: {results_page.metrics_text(means)}")
     if means and iteration:
-        training_log.write_test_means(settings.level, iteration, f"test_{run_name(settings)}", means)
-    if problems:
+        try:
+            training_log.write_test_means(settings.level, iteration, f"test_{run_name(settings)}", means)
+        except (OSError, DataError) as error:
+            utils.warn(error)
+    if len(results) < total:
         print(f"error: {total - len(results)} of {total} photos could not be rendered", file=sys.stderr)
     return 1 if problems else 0
 
@@ -163,6 +176,8 @@ def render_photo(settings, render, network_lock, suffix, pair):
             photo, size, info = own_photos.load_input(pair, settings.max_side)
         else:
             photo, size, info = load_dataset.load_input(pair), pair.size, {}
+        if not min(size) >> (settings.level - 1):
+            raise DataError(f"{pair.photo}: is {load_dataset.size_text(size)}, too small for level {settings.level}")
         target = load_dataset.load_target(pair, settings.level) if pair.bokeh else None
         with network_lock:
             image = render(photo, size)
@@ -215,7 +230,7 @@ def measure(image, target):
     """
     metrics = {"PSNR": (tf.image.psnr, 1), "SSIM": (tf.image.ssim, utils.SSIM_SIDE),
                "MS-SSIM": (tf.image.ssim_multiscale, utils.MS_SSIM_SIDE)}
-    image, target = (whole[BORDER:-BORDER, BORDER:-BORDER] for whole in (image, target))
+    image, target = (tf.constant(whole[BORDER:-BORDER, BORDER:-BORDER]) for whole in (image, target))
     return {name: float(compiled(metric)(image, target)) if min(image.shape[:2]) >= smallest_side else math.nan
             for name, (metric, smallest_side) in metrics.items()}
 
@@ -224,8 +239,9 @@ def measure(image, target):
 def compiled(metric):
     """Returns metric(image, target) as a graph, which is traced once for photos of all sizes."""
     signature = [tf.TensorSpec([None, None, 3], tf.float32), tf.TensorSpec([None, None, 3], tf.uint8)]
-    return tf.function(lambda image, target: metric(image[None], tf.cast(target, tf.float32)[None] / 255, 1.0)[0],
-                       input_signature=signature, autograph=False)
+    graph = tf.function(lambda image, target: metric(image[None], tf.cast(target, tf.float32)[None] / 255, 1.0)[0],
+                        input_signature=signature, autograph=False)
+    return graph.get_concrete_function()
 
 
 def show_page(settings, results, problems, total, prefix, suffix):
@@ -237,8 +253,12 @@ def show_page(settings, results, problems, total, prefix, suffix):
     heading = {what: value for what, value in rows.items() if value}
     heading |= training_log.card_rows(settings.level, checkpoints.iteration_of(prefix))
     run = f"{suffix.removesuffix('.png').lstrip('_')}_{run_name(settings)}"
-    page = results_page.write_page(utils.FULL_RESOLUTION, run, heading, results, problems, total)
-    print(f"Look at them: {page}")
+    try:
+        page = results_page.write_page(utils.FULL_RESOLUTION, run, heading, results, problems, total)
+        utils.say(f"Look at them: {page}")
+    except OSError as error:
+        problems.append(f"{utils.FULL_RESOLUTION}/index.html: could not be written ({error.strerror or error})")
+        utils.warn(problems[-1], kind="error")
 
 
 def run_name(settings):

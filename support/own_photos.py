@@ -12,6 +12,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 import load_dataset
 from load_dataset import Pair, size_text
+from support import embedded_depth
 from utils import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
@@ -64,6 +65,14 @@ def find_pairs(images_dir, depth_dir):
     return pairs, [path for name, path in photos.items() if name not in depths]
 
 
+def find_portraits(images_dir):
+    """Returns `find_pairs` for photos with their depth maps in them: the `Pair`s have the photo's path as `depth`."""
+    photos = find_photos(images_dir)
+    portraits = {name: path for name, path in photos.items() if embedded_depth.contains(path)}
+    pairs = [Pair(name, path, path, bokeh=None, size=None) for name, path in portraits.items()]
+    return pairs, [path for name, path in photos.items() if name not in portraits]
+
+
 def _find_files(place, suffixes):
     place, files = pathlib.Path(place), {}
     if not place.exists():
@@ -99,7 +108,7 @@ def load_input(pair, max_side=None):
     """Makes the network's input of a photo, as `load_dataset.load_input` does of one in the data set.
 
     Args:
-      pair: of `find_pairs`.
+      pair: of `find_pairs` or `find_portraits`.
       max_side: a photo with a longer side than this, in pixels, is made smaller.
 
     Returns:
@@ -120,8 +129,11 @@ def load_input(pair, max_side=None):
         raise DataError(f"{pair.photo}: is {size_text(original_size)}{resized}; each side must have at least "
                         f"{SMALLEST_SIDE} pixels")
     half = load_dataset.halve(photo)
-    depth = pair.depth and Image.fromarray(read_depth_map(pair.depth, half.size))
-    return load_dataset.stack_depth(half, depth), photo.size, info
+    if pair.depth == pair.photo:
+        depth = _fit_to_photo(embedded_depth.read(pair.photo), half.size, f"{pair.photo}: the depth map in it")
+    else:
+        depth = pair.depth and read_depth_map(pair.depth, half.size)
+    return load_dataset.stack_depth(half, None if depth is None else Image.fromarray(depth)), photo.size, info
 
 
 # Photos --------------------------------------------------------------------------------------------------------------
@@ -221,11 +233,14 @@ def read_depth_map(path, size):
     shape, depth = depth.shape, np.squeeze(depth)
     if depth.ndim != 2 or not depth.size or depth.dtype.kind not in "biuf":
         raise DataError(f"{path}: holds {depth.dtype} of shape {shape}; a depth map has one number for each pixel")
+    return _fit_to_photo(depth if depth.dtype == np.uint8 else _scale_to_255(depth, path), size, f"{path}:")
+
+
+def _fit_to_photo(depth, size, name):
+    """Resizes uint8 or float32 0-255 to uint8 of `size`. Raises DataError where it lies on its side."""
     if _lies_on_its_side(depth.shape[::-1], size):
-        raise DataError(f"{path}: is {size_text(depth.shape[::-1])} and lies on its side, its photo turned upright by "
+        raise DataError(f"{name} is {size_text(depth.shape[::-1])} and lies on its side, its photo turned upright by "
                         f"EXIF is {size_text(size)} at half size; turn the depth map")
-    if depth.dtype != np.uint8:
-        depth = _scale_to_255(depth, path)
     resized = np.asarray(load_dataset.resize(Image.fromarray(depth), size))
     return np.uint8(np.clip(np.round(resized), 0, 255))
 

@@ -9,6 +9,7 @@ import pytest
 from tools import benchmark
 
 
+@pytest.mark.paper
 def test_rendering_a_photo_of_ebb_takes_1317_gigaflop():
     assert benchmark.operations(1, 512, 768) == pytest.approx(1.317e12, rel=1e-3)
 

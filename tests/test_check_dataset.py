@@ -1,13 +1,21 @@
-"""tools/check_dataset.py: every damage is found before a training, every file counted."""
+"""tools/check_dataset.py: every damage is found before a training, every file counted, every next command named."""
 
 import re
 import shutil
+import subprocess
+import types
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
+from test_readme import README, python_commands
 
-from tools import check_dataset
+import load_dataset
+import test_model
+import train_model
+from tools import check_dataset, make_depth_maps, make_scenes, plot_logs
+from utils import DataError
 
 SIZE = 512, 384
 
@@ -41,8 +49,9 @@ def check(sound, tmp_path, monkeypatch, call):
 def test_sound_files_are_counted_by_their_size(check):
     done = check()
     assert (done.status, done.err) == (0, "")
-    assert done.out == ("train: 6 complete pairs\n  6 of 512 x 384\ntest: 2 complete pairs\n  2 of 512 x 384\n"
-                        "All files are sound.\n")
+    assert done.out == ("train: 6 photos, 6 depth maps, 6 targets\n  6 of 512 x 384\n"
+                        "test: 2 photos, 2 depth maps, 2 targets\n  2 of 512 x 384\nAll files are sound.\n"
+                        "Then: python train_model.py level=7 dataset_dir=data patch_size=192\n")
 
 
 def test_every_kind_of_damage_is_found(check, tmp_path):
@@ -67,7 +76,11 @@ def test_every_kind_of_damage_is_found(check, tmp_path):
                     r"bokeh/4\.jpg: is damaged", r"original_depth/5\.png: is damaged",
                     r"test/bokeh/1: no \.jpg or \.png of this name"):
         assert sum(bool(re.search(pattern, error)) for error in errors) == 1, pattern
-    assert len(errors) == 7 and done.out.endswith("7 problems found\n") and done.status == 1
+    assert len(errors) == 7 and done.status == 1
+    assert done.out.splitlines()[-4:] == [
+        "7 problems found", "Missing depth maps: 1. This makes them:",
+        "  python -m tools.make_depth_maps model=FILE dataset_dir=data",
+        "Repair what is named above, then: python -m tools.check_dataset dataset_dir=data patch_size=192"]
 
 
 def test_photos_smaller_than_two_patches_are_named(check):
@@ -79,14 +92,24 @@ def test_test_photos_without_targets_can_be_rendered(check):
     shutil.rmtree("data/test/bokeh")
     done = check()
     assert done.status == 0
-    assert "test: no bokeh/, so its photos can be rendered but not measured; val_size=294" in done.out
+    assert done.out.splitlines()[-2:] == [
+        "test/ has no targets to measure on: val_size=1 takes the last pairs of train/ instead",
+        "Then: python train_model.py level=7 dataset_dir=data patch_size=192 val_size=1"]
 
 
 def test_without_depth_maps(check):
     for split in ("train", "test"):
         shutil.rmtree(f"data/{split}/original_depth")
-    assert check().status == 1
-    assert check("use_depth=false").status == 0
+    done = check()
+    assert done.status == 1 and done.err.count("\n") == 2
+    assert "train: 6 photos, 0 depth maps, 6 targets\n  6 of 512 x 384\n" in done.out
+    assert done.out.splitlines()[-4:] == [
+        "2 problems found", "Missing depth maps: 8. This makes them:",
+        "  python -m tools.make_depth_maps model=FILE dataset_dir=data",
+        "Then: python train_model.py level=7 dataset_dir=data patch_size=192"]
+    done = check("use_depth=false")
+    assert done.status == 0
+    assert done.out.endswith("Then: python train_model.py level=7 dataset_dir=data patch_size=192 use_depth=false\n")
 
 
 def test_val_size_takes_the_last_pairs_of_train_instead_of_test(check):
@@ -94,15 +117,72 @@ def test_val_size_takes_the_last_pairs_of_train_instead_of_test(check):
     done = check("val_size=2")
     assert done.status == 0 and "test: the last 2 pairs of train/, from 4 on" in done.out
     done = check("val_size=6")
-    assert done.status == 1 and "error: val_size=6: must be less than the 6 pairs" in done.err
+    assert done.status == 1 and "error: data/train: has 6 sound pairs, val_size=6 needs more" in done.err
 
 
 def test_empty_folder_has_nothing_to_render(tmp_path, call):
     done = call(check_dataset, f"dataset_dir={tmp_path}")
-    assert done.status == 1 and "rendered" not in done.out
+    assert done.status == 1 and done.out.splitlines()[-1].startswith("No photos found: ")
     assert f"error: {tmp_path}/train/original: no such folder, or no .jpg or .png in it" in done.err
     done = call(check_dataset, f"dataset_dir={tmp_path / 'nowhere'}")
     assert (done.status, done.err) == (1, f"error: {tmp_path / 'nowhere'}: no such folder\n")
+
+
+def test_pairs_enough_get_the_split_of_papers(tmp_path):
+    for kind in ("original", "bokeh"):
+        (tmp_path / "train" / kind).mkdir(parents=True)
+        for number in range(300):
+            (tmp_path / "train" / kind / f"{number}.jpg").touch()
+    settings = types.SimpleNamespace(dataset_dir=tmp_path, val_size=0, use_depth=False, given=frozenset())
+    *_, last = check_dataset.next_steps(settings, ("train", "test"), [f"{tmp_path}/test/original: no such folder"])
+    assert last == f"Then: python train_model.py level=7 dataset_dir={tmp_path} val_size=294"
+
+
+LAYOUTS = {  # how a data set may come out of its archives: where the folders of data/train and data/test are
+    "too deep": ("EBB/train/{0}", "EBB/test/{0}"),
+    "other names": ("Training/{0}", "Validation/{0}"),
+    "too deep with other names": ("a b/EBB!/TrainingData/{0}", "a b/EBB!/test_photos/{0}"),
+    "each in its own": ("train/train/{0}", "test/EBB/Validation/{0}"),
+    "without a split": ("{0}", "Test/{0}"),
+    "only train is wrong": ("EBB/1/{0}", "test/{0}"),
+    "capitals": ("Train/{1}", "Test/{1}"),
+    "test photos alone": ("Training/{0}", "ValidationBokehFree")}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_commands_that_repair_the_folders_of_an_extracted_data_set_are_named(check, tmp_path, name):
+    (tmp_path / "data").rename(tmp_path / "sound")
+    for split, place in zip(("train", "test"), LAYOUTS[name]):
+        for kind in load_dataset.KINDS if "{" in place else ["original"]:
+            target = tmp_path / "data" / place.format(kind, kind.title())
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "sound" / split / kind).rename(target)
+    done = check()
+    lines = done.out.splitlines()
+    assert done.status == 1 and lines[-1] == "Then: python -m tools.check_dataset dataset_dir=data patch_size=192"
+    commands = lines[lines.index("Folders have other names or lie elsewhere. This moves them:") + 1:-1]
+    assert commands[0].startswith("  mkdir -p data/") and all(line.startswith("  mv ") for line in commands[1:])
+    subprocess.run("set -e\n" + "\n".join(commands), shell=True, check=True)
+    done = check("use_depth=false") if name == "test photos alone" else check()
+    assert (done.status, done.err) == (0, "")
+    assert "train: 6 photos" in done.out and "test: 2 photos" in done.out and "This moves" not in done.out
+
+
+def test_training_on_such_a_folder_names_this_tool(tmp_path):
+    with pytest.raises(DataError, match=f"python -m tools.check_dataset 'dataset_dir={tmp_path}/my data' says what"):
+        load_dataset.find_training_set(tmp_path / "my data")
+
+
+def test_endings_in_capitals_and_png_targets_are_as_good(check, tmp_path):
+    for path in (tmp_path / "data").glob("*/original/*.jpg"):
+        path.rename(path.with_suffix(".JPG"))
+    for path in list((tmp_path / "data").glob("*/bokeh/*.jpg")):
+        Image.open(path).save(path.with_suffix(".PNG"))
+        path.unlink()
+    done = check()
+    assert (done.status, done.err) == (0, "") and "train: 6 photos, 6 depth maps, 6 targets\n" in done.out
+    train, test = load_dataset.find_training_set("data", patch_size=192)
+    assert (len(train), len(test), train[0].photo.name, train[0].bokeh.name) == (6, 2, "0.JPG", "0.PNG")
 
 
 def test_resemblance_is_that_of_colours_seen_from_far():
@@ -112,3 +192,55 @@ def test_resemblance_is_that_of_colours_seen_from_far():
     assert check_dataset.resemblance(scene, darker) > 0.95
     assert abs(check_dataset.resemblance(scene, other)) < check_dataset.MIN_RESEMBLANCE
     assert check_dataset.resemblance(scene, grey) == 0 and check_dataset.resemblance(grey, grey) == 1
+
+
+# From the download to numbers ----------------------------------------------------------------------------------------
+
+
+SMALL = {"model=model_opt.tflite": "model=depth.keras", "val_size=294": "val_size=4", "batch_size=50": "batch_size=2"}
+QUICK_LEVEL_7 = "width=0.125", "patch_size=64", "num_train_iters=2", "eval_step=2", "vgg_dir=none"
+
+
+def readme_command(module, *needed):
+    """Returns the arguments of the first command in the README that calls this module with these, made small."""
+    words = next(words for words in python_commands(README)
+                 if module in (words[0], words[1 % len(words)]) and {*needed} <= {*words})
+    return [SMALL.get(word, word) for word in words if "=" in word]
+
+
+def write_download(folder):
+    """Writes what EBB!'s archive may hold: no depth maps, no targets of the test photos, its own folder names."""
+    make_scenes.write_dataset(folder / "made", train_count=20, test_count=4, size=(320, 256))
+    for source, target in (("train/original", "Training/original"), ("train/bokeh", "Training/bokeh"),
+                           ("test/original", "ValidationBokehFree")):
+        (folder / "ebb_dataset/EBB" / target).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "made" / source).rename(folder / "ebb_dataset/EBB" / target)
+    shutil.rmtree(folder / "made")
+
+
+def write_depth_network(path):
+    """Writes a stand-in for MiDaS: a Keras network of any size that gives the green channel."""
+    convolution = tf.keras.layers.Conv2D(1, 1, use_bias=False)
+    network = tf.keras.Sequential([tf.keras.Input([None, None, 3]), convolution])
+    convolution.set_weights([np.float32([0, 1, 0]).reshape(1, 1, 3, 1)])
+    network.save(path)
+
+
+def test_download_comes_to_a_trained_level_and_its_metrics_by_the_commands_of_the_readme_alone(workplace, call):
+    write_download(workplace)
+    write_depth_network(workplace / "depth.keras")
+    check = readme_command("tools.check_dataset", "dataset_dir=ebb_dataset/")
+
+    lines = call(check_dataset, *check).out.splitlines()
+    subprocess.run("\n".join(line for line in lines if line.startswith(("  mkdir ", "  mv "))), shell=True, check=True)
+    made = call(make_depth_maps, *readme_command("tools.make_depth_maps", "dataset_dir=ebb_dataset/"))
+    assert made.status == 0 and "Depth maps: 24 made" in made.out
+    checked = call(check_dataset, *check, "patch_size=64")
+    assert checked.status == 0 and "train: 20 photos, 20 depth maps, 20 targets\n  20 of 320 x 256\n" in checked.out
+    assert checked.out.splitlines()[-1].endswith("level=7 dataset_dir=ebb_dataset/ patch_size=64 val_size=4")
+
+    trained = call(train_model, *readme_command("train_model.py", "level=7"), *QUICK_LEVEL_7)
+    assert trained.status == 0 and "Data: 16 training and 4 test photos in ebb_dataset/" in trained.out
+    assert "Level 7: iterations 0 to 2, test loss " in call(plot_logs, *readme_command("tools.plot_logs")).out
+    rendered = call(test_model, *readme_command("test_model.py", "val_size=294"), "level=7")
+    assert rendered.status == 0 and "4/4 " in rendered.out

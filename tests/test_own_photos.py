@@ -396,6 +396,31 @@ def test_all_that_can_be_rendered_is_upright_in_its_colours_and_the_rest_is_name
         assert np.abs(result_of(name).astype(int) - colours()).mean() < 3
 
 
+def test_without_depth_dir_the_depth_maps_inside_the_photos_are_used(rendering):
+    from test_embedded_depth import dynamic_depth, gdepth  # which takes from this file
+    add_photo("a.jpg", lambda path: path.write_bytes(gdepth()), depth=False)
+    add_photo("b.jpg", lambda path: path.write_bytes(dynamic_depth()), depth=False)
+    add_photo("damaged.jpg", lambda path: path.write_bytes(gdepth(image=b"no image")), depth=False)
+    add_photo("without.jpg", lambda path: upright().save(path))
+    done = rendering("images_dir=photos")
+    assert done.status == 1
+    assert "Depth maps: inside a.jpg, b.jpg, damaged.jpg\n" in done.out
+    assert done.err.splitlines() == [
+        "error: photos/without.jpg: has no depth map inside; python -m tools.make_depth_maps model=FILE "
+        "images_dir=photos depth_dir=FOLDER makes it",
+        "error: photos/damaged.jpg: the depth map in it is damaged (no PNG or JPEG)",
+        "error: 2 of 4 photos could not be rendered"]
+    for name in "ab":
+        assert np.abs(result_of(name).astype(int) - colours()).mean() < 3
+    assert rendering().err.count("has no depth map in depth; ") == 3  # depth_dir= takes only what is there
+
+
+def test_photos_without_any_depth_map_are_one_line(rendering):
+    add_photo("a.jpg", lambda path: upright().save(path))
+    done = rendering("images_dir=photos")
+    assert done.status == 1 and "none of the photos has one inside: depth_dir=FOLDER says where they are" in done.err
+
+
 def test_profile_and_date_travel_into_the_result(rendering):
     exif = Image.Exif()
     exif[DATE] = "2020:01:02 03:04:05"

@@ -1,11 +1,12 @@
 """Decodes every photo of a data set before a training does: python -m tools.check_dataset [dataset_dir=ebb_dataset/].
 
 Reports what is missing, damaged, of a wrong size or pixel format, and pairs that do not show the same scene. Counts the
-photos of each size.
+photos of each size, and ends with the commands that bring the data set to a training.
 """
 
 import collections
 import pathlib
+import shlex
 import sys
 
 import numpy as np
@@ -17,6 +18,9 @@ from utils import DataError, Parameter
 MIN_RESEMBLANCE = 0.7  # pairs of one scene are well above 0.8, photos of different scenes around 0
 CELL = 64  # side of the squares, in pixels, whose means are compared
 MIN_CONTRAST, HIGH_CONTRAST = 8.0, 16.0  # standard deviation of these means, 0-255: below the first they tell nothing
+CONTENTS = dict(zip(load_dataset.KINDS, ("photos", "depth maps", "targets")))
+VAL294 = 294  # test pairs of the split that papers on EBB! report
+SPLIT_NAMES = {"train": ("train",), "test": ("test", "val")}  # how the folder of a split may begin, in lower case
 
 PARAMETERS = (
     Parameter("dataset_dir", str, "ebb_dataset/", "folder with train/ and test/"),
@@ -32,35 +36,117 @@ def main(argv):
     settings = utils.parse_arguments(argv, PARAMETERS, USAGE)
     if not pathlib.Path(settings.dataset_dir).is_dir():
         raise DataError(f"{settings.dataset_dir}: no such folder")
-    problems = check_split(settings, "train")
-    if not settings.val_size:
-        problems += check_split(settings, "test")
+    splits = ("train",) if settings.val_size else ("train", "test")
+    problems = [problem for split in splits for problem in check_split(settings, split)]
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     print(f"{len(problems)} problem{'' if len(problems) == 1 else 's'} found" if problems else "All files are sound.")
+    print(*next_steps(settings, splits, problems), sep="\n")
     return 1 if problems else 0
 
 
 def check_split(settings, split):
     """Prints the counts and sizes of a split. Returns its problems, a list of texts that name the file."""
-    has_targets = any((pathlib.Path(settings.dataset_dir) / split / "bokeh").glob("[!.]*"))
-    pairs, problems = load_dataset.survey(settings.dataset_dir, split, split == "train" or has_targets,
-                                          settings.use_depth, settings.patch_size)
-    if pairs and not has_targets:
-        print(f"{split}: no bokeh/, so its photos can be rendered but not measured; val_size=294 measures the last 294 "
-              "pairs of train/ instead")
-    if pairs and settings.val_size:
-        _, test_pairs = load_dataset.split_off(pairs, settings.val_size, settings.dataset_dir)
-        print(f"test: the last {len(test_pairs)} pairs of train/, from {test_pairs[0].name} on")
+    folder = pathlib.Path(settings.dataset_dir) / split
+    names = {kind: image_names(folder / kind) for kind in load_dataset.KINDS}
+    use_depth = settings.use_depth and bool(names["original_depth"])  # without any, the photos are checked all the same
+    pairs, problems = load_dataset.survey(settings.dataset_dir, split, split == "train" or bool(names["bokeh"]),
+                                          use_depth, settings.patch_size)
+    if settings.use_depth > use_depth and names["original"]:
+        problems.append(f"{folder / 'original_depth'}: no such folder, or no .jpg or .png in it")
+    if settings.val_size and settings.val_size >= len(pairs):
+        problems.append(f"{folder}: has {len(pairs)} sound pairs, val_size={settings.val_size} needs more")
+    elif settings.val_size:
+        print(f"test: the last {settings.val_size} pairs of train/, from {pairs[-settings.val_size].name} on")
     progress = utils.ProgressLine(0, len(pairs), f"{split}:")
     for done, found in enumerate(load_dataset.stream(check_pair, pairs, ahead=16), 1):
         problems += found
         progress.update(done, f"{len(problems)} problems")
     progress.clear()
     sizes = collections.Counter(load_dataset.size_text(pair.size) for pair in pairs)
-    print(f"{split}: {len(pairs)} complete pairs", *(f"  {count} of {size}" for size, count in sizes.most_common()),
-          sep="\n")
+    print(f"{split}: {', '.join(f'{len(names[kind])} {what}' for kind, what in CONTENTS.items())}",
+          *(f"  {count} of {size}" for size, count in sizes.most_common()), sep="\n")
     return problems
+
+
+def image_names(folder):
+    """Returns the names, without suffix, of the images in a folder of a data set."""
+    return {path.stem for path in folder.glob("[!.]*") if path.suffix.lower() in load_dataset.SUFFIXES}
+
+
+# What to do next -----------------------------------------------------------------------------------------------------
+
+
+def next_steps(settings, splits, problems):
+    """Returns the lines that end the report: what is missing and the command that makes it, then how to train."""
+    folder = pathlib.Path(settings.dataset_dir)
+    check = command(settings, "-m", "tools.check_dataset")
+    moves = find_moves(folder)
+    if moves:
+        return [*move_commands(moves), f"Then: {check}"]
+    photos, depths, targets = ({(split, name) for split in splits for name in image_names(folder / split / kind)}
+                               for kind in load_dataset.KINDS)
+    if not photos:
+        return [f"No photos found: {folder / 'train' / 'original'} and {folder / 'train' / 'bokeh'} must hold them"]
+    lines, val_size = [], settings.val_size
+    if settings.use_depth and photos - depths:
+        lines += [f"Missing depth maps: {len(photos - depths)}. This makes them:",
+                  "  " + shlex.join(["python", "-m", "tools.make_depth_maps", "model=FILE", f"dataset_dir={folder}"])]
+    if not val_size and not any(split == "test" for split, _ in targets):
+        val_size = VAL294 if len(targets) > VAL294 else max(1, len(targets) // 5)
+        lines.append(f"test/ has no targets to measure on: val_size={val_size} takes the last pairs of train/ instead")
+    if any(is_in_the_way(problem, folder, val_size) for problem in problems):
+        return [*lines, f"Repair what is named above, then: {check}"]
+    return [*lines, f"Then: {command(settings, 'train_model.py', 'level=7', val_size=val_size)}"]
+
+
+def move_commands(moves):
+    """Returns lines of shell commands for what `find_moves` returned, with a heading."""
+    commands = [["mkdir", "-p", *sorted({str(target.parent) for target in moves})],
+                *(["mv", str(place), str(target)] for target, place in moves.items())]
+    return ["Folders have other names or lie elsewhere. This moves them:",
+            *(f"  {shlex.join(words)}" for words in commands)]
+
+
+def is_in_the_way(problem, folder, val_size):
+    """Returns whether a problem remains where depth maps are made and, with val_size, test/ is not looked at."""
+    is_depth_map_missing = "original_depth" in problem and ": no " in problem
+    return not is_depth_map_missing and not (val_size and problem.startswith(str(folder / "test")))
+
+
+def command(settings, *words, **changes):
+    """Returns a command line with the arguments that were given here, and `changes` where they are not 0."""
+    values = {name: str(getattr(settings, name)).lower() for name in settings.given - {"dataset_dir"}}
+    values |= {name: value for name, value in changes.items() if value}
+    return shlex.join(["python", *words, f"dataset_dir={settings.dataset_dir}",
+                       *(f"{name}={value}" for name, value in sorted(values.items()))])
+
+
+def find_moves(folder):
+    """Returns {where it must be: where it is} for the folders of an extracted data set, {} where all are in place.
+
+    The names tell what a folder is: EBB/Training/original is train/original, Validation holding photos test/original.
+    In a folder of another name, what lies beside bokeh/ is train/, the rest test/.
+    """
+    moves = {}
+    for place in sorted(path for path in folder.rglob("*") if path.is_dir()):
+        names = [name.lower() for name in place.relative_to(folder).parts]
+        kind = names[-1] if names[-1] in load_dataset.KINDS else None
+        split = next((split for name in reversed(names) for split, starts in SPLIT_NAMES.items()
+                      if name.startswith(starts)), None)
+        if kind and not split:
+            split = "train" if "bokeh" in (path.name.lower() for path in place.parent.iterdir()) else "test"
+        if split == "test" and not kind and names[-1].startswith(SPLIT_NAMES["test"]):
+            kind = "original"
+        if not split or not kind or not image_names(place):
+            continue
+        target = folder / split / kind
+        if target not in moves and not target.exists():
+            moves[target] = place
+    return moves
+
+
+# Pairs ---------------------------------------------------------------------------------------------------------------
 
 
 def check_pair(pair):
