@@ -12,7 +12,6 @@ import functools
 import math
 import os
 import pathlib
-import shlex
 import sys
 import threading
 import warnings
@@ -26,7 +25,6 @@ from utils import DataError, Parameter, UsageError, tf
 
 BORDER = 32  # pixels cut off on every side before the metrics
 LEVELS_WITH_METRICS = (1, 2, 3)
-EBB_SIDE, EBB_LONGEST_SIDE = 1536, 1700  # pixels of the longer side of EBB!'s photos, mostly and at most
 THREADS = 2  # one reads, measures and writes photos while the network renders that of the other
 
 PARAMETERS = (
@@ -56,8 +54,8 @@ def main(argv):
     utils.prepare_folders(utils.FULL_RESOLUTION)
     devices.start_tensorflow(settings.use_gpu, settings.precision)
     network = checkpoints.network_of(prefix)
-    find_photos = find_own_photos if settings.images_dir else find_test_photos
-    pairs, problems = find_photos(settings, network["use_depth"])
+    find = own_photos.find_photos_to_render if settings.images_dir else find_test_photos
+    pairs, problems = find(settings, network["use_depth"])
     import model  # here, because it imports TensorFlow at its top
     pynet = model.build_pynet(seed=None, precision=settings.precision, **network)
     checkpoints.restore_checkpoint(pynet.variables, prefix)
@@ -103,37 +101,6 @@ def find_test_photos(settings, use_depth):
               "which is too small for SSIM and MS-SSIM: no metrics")
         pairs = [pair._replace(bokeh=None) for pair in pairs]
     return pairs, []
-
-
-def find_own_photos(settings, use_depth):
-    """Returns (pairs, problems): own photos to render, a text for each that cannot be. Raises DataError if none can.
-
-    Without depth_dir a network that takes depth maps uses those inside the photos.
-    """
-    if use_depth and not settings.depth_dir:
-        pairs, without_depth = own_photos.find_portraits(settings.images_dir)
-        if not pairs:
-            raise DataError("this network takes depth maps, and none of the photos has one inside: depth_dir=FOLDER "
-                            "says where they are (python -m tools.make_depth_maps makes them)")
-        names = [pair.photo.name for pair in pairs]
-        print(f"Depth maps: inside {', '.join(names[:5])}{f' and {len(names) - 5} others' * (len(names) > 5)}")
-    else:
-        pairs, without_depth = own_photos.find_pairs(settings.images_dir, settings.depth_dir if use_depth else None)
-    remedy = shlex.join(["python", "-m", "tools.make_depth_maps", "model=FILE", f"images_dir={settings.images_dir}",
-                         f"depth_dir={settings.depth_dir or 'FOLDER'}"])
-    place = f"in {settings.depth_dir}" if settings.depth_dir else "inside"
-    problems = [f"{path}: has no depth map {place}; {remedy} makes it" for path in without_depth]
-    problems += [f"{path}: is of a format that is not read; save it as JPEG, PNG, WebP or TIFF"
-                 for path in own_photos.unsupported_photos(settings.images_dir)]
-    if not pairs:
-        raise DataError("\n  ".join(problems))
-    for problem in problems:
-        utils.warn(problem, kind="error")
-    sizes = filter(None, (own_photos.header_size(pair.photo) for pair in pairs))
-    if any(min(max(size), settings.max_side or math.inf) > EBB_LONGEST_SIDE for size in sizes):
-        print(f"Notice: the blur was learned on photos of 1024 x {EBB_SIDE} and does not grow with the photo, so it "
-              f"looks weaker in your larger ones: max_side={EBB_SIDE} renders them at that size")
-    return pairs, problems
 
 
 def render_all(settings, pairs, problems, render, prefix, suffix):

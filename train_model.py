@@ -7,7 +7,6 @@ keeps long runs safe is in support/.
 import contextlib
 import functools
 import math
-import pathlib
 import sys
 
 import numpy as np
@@ -182,7 +181,7 @@ def main(argv):
         if runs.is_done(settings, run):
             print(f"Level {settings.level} has {run.iteration} iterations already; a larger num_train_iters= trains on")
             return 0
-        vgg_file = find_vgg19(settings)
+        vgg_file = runs.find_vgg19(settings)
         devices.start_tensorflow(precision=settings.precision)
         if weights:
             runs.follow_checkpoint(settings, weights)
@@ -204,22 +203,6 @@ def check_arguments(settings):
         raise UsageError(f"patch_size={settings.patch_size}: must be a multiple of 32")
     if settings.micro_batch and settings.micro_batch > settings.batch_size:
         raise UsageError(f"micro_batch={settings.micro_batch}: must be at most batch_size={settings.batch_size}")
-
-
-def find_vgg19(settings):
-    """Returns the VGG-19 file, or None: level 1 is trained with it, the levels above only report its content term."""
-    if settings.vgg_dir.lower() == "none":
-        return None
-    path = pathlib.Path(settings.vgg_dir)
-    if path.is_dir():
-        path = path / "imagenet-vgg-verydeep-19.mat"
-    if path.is_file():
-        return path
-    if settings.level == 1:
-        raise DataError(f"{path}: no such file; level 1 is trained with VGG-19 features (README, Downloads), "
-                        "or without them: vgg_dir=none")
-    print(f"Note: no {path}, so the content term is not reported (only level 1 needs it)")
-    return None
 
 
 def train(settings, worker, run, weights, before, vgg_file, train_pairs, test_pairs):

@@ -5,7 +5,9 @@ number type is brought to half the photo's size, 8 bits, bright = near.
 """
 
 import io
+import math
 import pathlib
+import shlex
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
@@ -13,7 +15,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 import load_dataset
 from load_dataset import Pair, size_text
 from support import embedded_depth
-from utils import DataError
+from utils import DataError, warn
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 DEPTH_SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".jpg", ".jpeg", ".webp")
@@ -21,6 +23,7 @@ UNSUPPORTED_SUFFIXES = (".heic", ".heif", ".avif", ".gif", ".bmp", ".jxl", ".dng
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")  # by content; JPEG with the MPO of phones, which has a preview behind it
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr")  # of Pillow, with 8 bits or 1
 GREY_16_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+EBB_SIDE, EBB_LONGEST_SIDE = 1536, 1700  # pixels of the longer side of EBB!'s photos, mostly and at most
 SMALLEST_SIDE = 64  # pixels of a photo's shorter side
 SIDEWAYS_TOLERANCE = 0.05  # of the aspect, for a depth map that was made of a photo before it was turned upright
 WHITE_OR_BLACK = 262  # TIFF 6.0: PhotometricInterpretation, 0 where 0 is white
@@ -99,6 +102,38 @@ def header_size(path):
             return image.size
     except Exception:  # Pillow raises many kinds
         return None
+
+
+def find_photos_to_render(settings, use_depth):
+    """Finds the photos that test_model.py is to render. Without depth_dir, depth maps inside the photos are used.
+
+    Returns (`Pair`s, a text for each photo that cannot be rendered). Raises DataError where none can.
+    """
+    images_dir, depth_dir = settings.images_dir, settings.depth_dir
+    if use_depth and not depth_dir:
+        pairs, without_depth = find_portraits(images_dir)
+        if not pairs:
+            raise DataError("this network takes depth maps, and none of the photos has one inside: depth_dir=FOLDER "
+                            "says where they are (python -m tools.make_depth_maps makes them)")
+        names = [pair.photo.name for pair in pairs]
+        print(f"Depth maps: inside {', '.join(names[:5])}{f' and {len(names) - 5} others' * (len(names) > 5)}")
+    else:
+        pairs, without_depth = find_pairs(images_dir, depth_dir if use_depth else None)
+    remedy = shlex.join(["python", "-m", "tools.make_depth_maps", "model=FILE", f"images_dir={images_dir}",
+                         f"depth_dir={depth_dir or 'FOLDER'}"])
+    problems = [f"{path}: has no depth map {f'in {depth_dir}' if depth_dir else 'inside'}; {remedy} makes it"
+                for path in without_depth]
+    problems += [f"{path}: is of a format that is not read; save it as JPEG, PNG, WebP or TIFF"
+                 for path in unsupported_photos(images_dir)]
+    if not pairs:
+        raise DataError("\n  ".join(problems))
+    for problem in problems:
+        warn(problem, kind="error")
+    sizes = filter(None, (header_size(pair.photo) for pair in pairs))
+    if any(min(max(size), settings.max_side or math.inf) > EBB_LONGEST_SIDE for size in sizes):
+        print(f"Notice: the blur was learned on photos of 1024 x {EBB_SIDE} and does not grow with the photo, so it "
+              f"looks weaker in your larger ones: max_side={EBB_SIDE} renders them at that size")
+    return pairs, problems
 
 
 # Photo and depth map together ----------------------------------------------------------------------------------------

@@ -149,6 +149,22 @@ def follow_checkpoint(settings, prefix):
         setattr(settings, name, value)
 
 
+def find_vgg19(settings):
+    """Returns the VGG-19 file, or None: level 1 is trained with it, the levels above only report its content term."""
+    if settings.vgg_dir.lower() == "none":
+        return None
+    path = pathlib.Path(settings.vgg_dir)
+    if path.is_dir():
+        path = path / "imagenet-vgg-verydeep-19.mat"
+    if path.is_file():
+        return path
+    if settings.level == 1:
+        raise DataError(f"{path}: no such file; level 1 is trained with VGG-19 features (README, Downloads), "
+                        "or without them: vgg_dir=none")
+    print(f"Note: no {path}, so the content term is not reported (only level 1 needs it)")
+    return None
+
+
 def is_done(settings, run):
     """Returns whether a run has nothing left to do: no iteration, no checkpoint, no metrics."""
     if run.iteration == settings.num_train_iters:

@@ -167,7 +167,7 @@ def test_a_run_that_is_stopped_before_its_first_checkpoint_can_be_resumed_and_mo
 
     steps(falling)
     done = training("level=7", "resume=true", "num_train_iters=3")
-    assert done.status == 0 and "moved the checkpoints of earlier runs of level 7 to models/older/" in done.out
+    assert done.status == 0 and re.search("moved .*level 7.* to models/older/", done.out)
     assert state()["run"]["iteration"] == 3 and checkpoints.saved_iterations(7) == [3]
     assert len(list(checkpoints.OLDER.glob("*/*.index"))) == 3
 
@@ -324,7 +324,7 @@ def test_a_new_run_moves_what_earlier_ones_left_only_when_it_can_save(training, 
     done = training("level=7", *EVERY_ITERATION, "num_train_iters=2", "seed=1")
     assert done.status == 0 and checkpoints.saved_iterations(7) == [2] and state()["settings"]["seed"] == 1
     [folder] = checkpoints.OLDER.iterdir()
-    assert f"moved the checkpoints of earlier runs of level 7 to {folder}/" in done.out
+    assert re.search(rf"moved .*level 7.* to {folder}/", done.out)
     assert len(list(folder.glob("*.index"))) == 3 + 1
 
 

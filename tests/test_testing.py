@@ -6,7 +6,6 @@ The photos are PNG, so that every number can be computed again. The network is t
 import collections
 import csv
 import functools
-import itertools
 import os
 import re
 import shutil
@@ -326,12 +325,15 @@ def test_gpus_memory_is_taken_as_needed_and_use_gpu_false_hides_it(monkeypatch, 
     gpu, grows = types.SimpleNamespace(name="GPU:0"), []
     experimental = types.SimpleNamespace(set_memory_growth=lambda *arguments: grows.append(arguments),
                                          get_device_details=lambda _: {"device_name": "Test GPU"})
-    config = types.SimpleNamespace(list_physical_devices=lambda kind=None: [gpu], experimental=experimental)
+    hidden = []
+    config = types.SimpleNamespace(list_physical_devices=lambda kind=None: [gpu], experimental=experimental,
+                                   set_visible_devices=lambda *arguments: hidden.append(arguments))
     monkeypatch.setitem(sys.modules, "tensorflow", types.SimpleNamespace(config=config))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     devices.start_tensorflow(use_gpu)
     assert grows == ([(gpu, True)] if use_gpu else []) and capsys.readouterr().out == says
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ("0" if use_gpu else "-1")
+    assert hidden == ([] if use_gpu else [([], "GPU")])
 
 
 def test_use_gpu_and_precision_reach_tensorflow(place_with, call, monkeypatch, white_network):
@@ -394,11 +396,9 @@ def test_page_that_cannot_be_written_is_named_and_the_status_is_1(place_with, ca
 
 def test_ctrl_c_leaves_whole_pictures_and_the_page_of_what_was_rendered(place_with, call, monkeypatch):
     place_with("2", "3", "10")
-    calls = itertools.count(1)
-
     def stopped_at_the_third(network, level):
         def render(photo, size):
-            if next(calls) == 3:
+            if size == PHOTOS["10"][0]:
                 raise KeyboardInterrupt
             return np.ones((4, 4, 3), np.float32)
         return render
