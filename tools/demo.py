@@ -45,7 +45,7 @@ def main(argv):
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the script that runs, too
     started = time.monotonic()
     prepare_folder()
-    print(f"This takes about five minutes on two CPU cores. Making {TRAIN_COUNT + TEST_COUNT} scenes in "
+    print(f"This takes some minutes on two CPU cores. Making {TRAIN_COUNT + TEST_COUNT} scenes in "
           f"{FOLDER / 'ebb_dataset'}/", flush=True)
     make_scenes.write_dataset(FOLDER / "ebb_dataset", TRAIN_COUNT, TEST_COUNT, seed=settings.seed)
     for script, *arguments in commands(settings.seed):
