@@ -65,9 +65,7 @@ def main(argv):
 
 def check_arguments(settings):
     """Raises UsageError for arguments that do not go together, DataError without a data set."""
-    weights = [name for name in ("orig", "small", "restore_iter") if getattr(settings, name)]
-    if len(weights) > 1:
-        raise UsageError(f"{weights[-1]}: orig=true, small=true and restore_iter are different weights; give only one")
+    check_weights(settings)
     use = "a data set; leave images_dir out" if settings.images_dir else "own photos, but images_dir is missing"
     for name in ("dataset_dir", "val_size") if settings.images_dir else ("depth_dir", "max_side"):
         if name in settings.given:
@@ -77,6 +75,13 @@ def check_arguments(settings):
     folder, split = settings.dataset_dir, "train" if settings.val_size else "test"
     if not settings.images_dir and not os.path.isdir(os.path.join(folder, split)):
         raise DataError(f"{folder}: no such folder, or no {split}/ in it; images_dir=FOLDER renders your own photos")
+
+
+def check_weights(settings):
+    """Raises UsageError where more than one kind of weights is asked for."""
+    weights = [name for name in ("orig", "small", "restore_iter") if getattr(settings, name)]
+    if len(weights) > 1:
+        raise UsageError(f"{weights[-1]}: orig=true, small=true and restore_iter are different weights; give only one")
 
 
 def find_weights(settings):

@@ -176,6 +176,11 @@ def run(main):
         return 1
 
 
+def first_line(error):
+    """Returns the first line of an exception's text, its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def say(text, file=None, end="\n"):
     """Prints at once; a terminal that is gone, or a full disk behind it, does not end a training."""
     with contextlib.suppress(OSError):

@@ -12,7 +12,7 @@ import re
 import shutil
 import time
 
-from utils import MODELS, ORIGINAL, SMALL, DataError, tf
+from utils import MODELS, ORIGINAL, SMALL, DataError, first_line, tf
 
 SUFFIXES = ".data-00000-of-00001", ".index"
 OLDER = MODELS / "older"
@@ -130,7 +130,7 @@ def _open(prefix):
 
 
 def _damaged(prefix, error):
-    return DataError(f"{prefix}: is damaged, copy or download it again ({_first_line(error)})")
+    return DataError(f"{prefix}: is damaged, copy or download it again ({first_line(error)})")
 
 
 def read_notes(prefix):
@@ -177,7 +177,7 @@ def save_checkpoint(variables, prefix, notes=None, before_replacing=lambda: None
         _to_disk(prefix.parent)
     except (OSError, tf.errors.OpError) as error:
         shutil.rmtree(writing, ignore_errors=True)
-        raise DataError(f"{prefix}: could not be saved ({_first_line(error)})") from None
+        raise DataError(f"{prefix}: could not be saved ({first_line(error)})") from None
 
 
 def write_notes(prefix, notes):
@@ -247,7 +247,3 @@ def _to_disk(path):
 
 def _file(prefix, suffix):
     return pathlib.Path(f"{prefix}{suffix}")
-
-
-def _first_line(error):
-    return (str(error).splitlines() or [type(error).__name__])[0]

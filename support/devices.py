@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils import DataError, UsageError, say, tf, warn
+from utils import DataError, UsageError, first_line, say, tf, warn
 
 FIRST_LOSS_SCALE, SCALE_DOUBLES_AFTER = 2.0 ** 15, 2000  # section 3.2 of arXiv:1710.03740 leaves the numbers open
 
@@ -128,7 +128,7 @@ def choose_strategy(worker):
         try:
             return tf.distribute.MultiWorkerMirroredStrategy()
         except (tf.errors.OpError, RuntimeError) as error:
-            raise DataError(f"TF_CONFIG: the workers could not be connected ({str(error).splitlines()[0]}): check the "
+            raise DataError(f"TF_CONFIG: the workers could not be connected ({first_line(error)}): check the "
                             "addresses, and that no earlier run still holds this worker's port") from None
     several = len(tf.config.list_logical_devices("GPU")) > 1
     return tf.distribute.MirroredStrategy() if several else tf.distribute.get_strategy()

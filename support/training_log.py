@@ -19,7 +19,7 @@ import numpy as np
 import PIL
 
 from support import checkpoints, devices
-from utils import MODELS, DataError, say, tf, warn
+from utils import MODELS, DataError, first_line, say, tf, warn
 
 LOG = MODELS / "logs.txt"
 CURVES = MODELS / "tensorboard"
@@ -134,7 +134,7 @@ def _writing(folder):
             yield
             tf.summary.flush()
     except tf.errors.OpError as error:
-        raise DataError(f"{folder}: could not be written ({str(error).splitlines()[0]})") from None
+        raise DataError(f"{folder}: could not be written ({first_line(error)})") from None
 
 
 # The model card ------------------------------------------------------------------------------------------------------

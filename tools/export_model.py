@@ -18,7 +18,7 @@ from PIL import Image
 import test_model
 import utils
 from support import checkpoints, devices
-from utils import DataError, Parameter, UsageError, tf
+from utils import DataError, Parameter, UsageError, first_line, tf
 
 FORMATS = {"saved_model": "", "tflite": ".tflite", "keras": ".keras"}  # and how the names of such files end
 CHANNELS = {"photo": 3, "depth": 1}  # of the inputs of what is exported
@@ -61,7 +61,7 @@ def main(argv):
         try:
             write(network, settings, partial)
         except (OSError, tf.errors.OpError) as error:
-            raise DataError(f"{out}: could not be written ({str(error).splitlines()[0]})") from None
+            raise DataError(f"{out}: could not be written ({first_line(error)})") from None
         compare(network, settings, partial)
         partial.rename(out)
     print(f"{out}: level {settings.level} as {settings.format}, {size_on_disk(out) / 1e6:.1f} MB")
@@ -79,9 +79,7 @@ def find_format(wanted, out):
 
 def check_arguments(settings):
     """Raises UsageError for arguments that do not go together."""
-    weights = [name for name in ("orig", "small", "restore_iter") if getattr(settings, name)]
-    if len(weights) > 1:
-        raise UsageError(f"{weights[-1]}: orig=true, small=true and restore_iter= choose different weights; give one")
+    test_model.check_weights(settings)
     if settings.precision == "float16" and settings.format != "tflite":
         raise UsageError(f"precision=float16: is for tflite; {settings.format} keeps float32")
     missing = [name for name in ("height", "width") if getattr(settings, name) is None]

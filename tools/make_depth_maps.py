@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 import load_dataset
 import utils
 from support import devices, own_photos
-from utils import DataError, Parameter, UsageError, tf
+from utils import DataError, Parameter, UsageError, first_line, tf
 
 PERCENTILES = 1, 99  # of inverse depth: what becomes 0 and 255; what lies outside is clipped
 MID_GREY = 0.5  # the depth map of a constant output
@@ -309,7 +309,7 @@ def one_channel(network, batch):
     try:
         outputs = network.run(batch)
     except Exception as error:  # whatever a stranger's network raises
-        raise DataError(f"the network fails on {_shape_text(batch.shape)} ({_first_line(error)})") from None
+        raise DataError(f"the network fails on {_shape_text(batch.shape)} ({first_line(error)[:300]})") from None
     values = np.squeeze(np.float32(outputs[0]))
     if len(outputs) != 1 or values.ndim != 2:
         shapes = " and ".join(_shape_text(output.shape) for output in outputs)
@@ -378,7 +378,7 @@ def open_network(path, load, preset):
         check_input(network)
         one_channel(network, prepare(Image.new("RGB", (512, 384), "grey"), network, preset))
     except Exception as error:  # a reader of foreign files raises anything
-        raise DataError(f"{path}: cannot be used as a depth network ({_first_line(error)})") from None
+        raise DataError(f"{path}: cannot be used as a depth network ({first_line(error)[:300]})") from None
     shape, kind = _shape_text(network.shape[1:]), np.dtype(network.dtype).name
     print(f"Network: {path}, takes {shape} {kind}{network.where}", flush=True)
     return network
@@ -467,10 +467,6 @@ LOADERS = {".onnx": load_onnx, ".tflite": load_tflite, ".keras": load_keras, ".h
 
 def _shape_text(shape):
     return " x ".join("any" if length is None else str(length) for length in shape) or "a single number"
-
-
-def _first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 if __name__ == "__main__":
