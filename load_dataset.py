@@ -55,37 +55,30 @@ def find_training_set(dataset_dir, use_depth=True, patch_size=PATCH_SIZE, val_si
       patch_size: photos must be twice as large at least.
       val_size: if not 0, the last val_size pairs of train/ are the test pairs, instead of test/.
 
-    Raises DataError with a list of all files that are missing, unreadable or of a wrong size, or where val_size is too
-    large.
+    Raises DataError with a list of all files that are missing, unreadable or of a wrong size, or where val_size leaves
+    nothing to train with.
     """
     train, problems = survey(dataset_dir, "train", True, use_depth, patch_size)
-    if val_size:
-        _raise_problems(problems, dataset_dir)
-        return split_off(train, val_size, dataset_dir)
-    test, test_problems = survey(dataset_dir, "test", True, use_depth, patch_size)
+    test, test_problems = ([], []) if val_size else survey(dataset_dir, "test", True, use_depth, patch_size)
     _raise_problems(problems + test_problems, dataset_dir)
-    return train, test
+    if val_size >= len(train):
+        raise DataError(f"val_size={val_size}: must be less than the {len(train)} pairs in {dataset_dir}'s train/")
+    return (train[:-val_size], train[-val_size:]) if val_size else (train, test)
 
 
 def find_test_photos(dataset_dir, use_depth=True, val_size=0):
-    """Returns the `Pair`s to render, of any size, with or without a target. Raises DataError as above."""
-    pairs, problems = survey(dataset_dir, "train" if val_size else "test", False, use_depth)
+    """Returns the `Pair`s to render, of any size; those of test/ need no target. Raises DataError as above."""
+    if val_size:
+        return find_training_set(dataset_dir, use_depth, 1, val_size)[1]
+    pairs, problems = survey(dataset_dir, "test", False, use_depth)
     _raise_problems(problems, dataset_dir)
-    return split_off(pairs, val_size, dataset_dir)[1] if val_size else pairs
-
-
-def split_off(pairs, val_size, dataset_dir):
-    """Returns (the first pairs, the last val_size pairs). Raises DataError where there are too few."""
-    if val_size >= len(pairs):
-        raise DataError(f"val_size={val_size}: must be less than the {len(pairs)} pairs in {dataset_dir}'s train/")
-    return pairs[:-val_size], pairs[-val_size:]
+    return pairs
 
 
 def survey(dataset_dir, split, for_training, use_depth=True, patch_size=PATCH_SIZE):
     """Checks names and headers of the files of a split, "train" or "test".
 
-    for_training: every photo needs a target, and must be large enough for a patch.
-
+    Where it is for_training, every photo needs a target, and must be large enough for a patch.
     Returns (the `Pair`s without a problem in numeric order, a list of problems as texts that name a file or folder).
     """
     folder, problems = pathlib.Path(dataset_dir) / split, []
@@ -125,7 +118,7 @@ def _check_headers(pair, smallest):
     problems, size = [], None
     for path, mode, scale in ((pair.photo, "RGB", 1), (pair.depth, "L", 2), (pair.bokeh, "RGB", 1)):
         try:
-            image = path and _open_image(path, mode, size and (size[0] // scale, size[1] // scale), decode=False)
+            image = path and read_image(path, mode, size and (size[0] // scale, size[1] // scale), decode=False)
             size = image.size if path == pair.photo else size
         except DataError as error:
             problems.append(str(error))
@@ -135,18 +128,10 @@ def _check_headers(pair, smallest):
 
 
 def _raise_problems(problems, dataset_dir):
-    if not problems:
-        return
-    lines = [f"{len(problems)} problem{'s' if len(problems) > 1 else ''} with the data set", *problems]
-    absent = [problem for problem in problems if ": no " in problem]
-    if any("original_depth" in problem for problem in absent):
-        lines.append("EBB! comes without depth maps: python -m tools.make_depth_maps makes them")
-    if any(os.path.join("test", "bokeh") in problem for problem in absent):
-        lines.append("EBB! has no test targets: val_size=294 takes the last 294 pairs of train/, as papers do (Val294)")
-    if any(": no such folder" in problem for problem in absent):
+    if problems:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} with the data set"
         check = shlex.join(["python", "-m", "tools.check_dataset", f"dataset_dir={dataset_dir}"])
-        lines.append(f"{check} says what to do")
-    raise DataError("\n  ".join(lines))
+        raise DataError("\n  ".join([count, *problems, f"{check} says what to do"]))
 
 
 def numeric_order(text):
@@ -205,14 +190,11 @@ def target_side(level, patch_size=PATCH_SIZE):
     return 2 * patch_size >> (level - 1)
 
 
-def read_image(path, mode, size=None):
-    """Decodes a JPEG or PNG as a Pillow image of mode "RGB" or "L". Raises DataError where it is damaged, of a pixel
-    format that is not in MODES, or not of the (width, height) given."""
-    image = _open_image(path, mode, size, decode=True)
-    return image if image.mode == mode else image.convert(mode)
+def read_image(path, mode, size=None, decode=True):
+    """Returns a JPEG or PNG as a Pillow image of mode "RGB" or "L"; without `decode` its header only.
 
-
-def _open_image(path, mode, size, decode):
+    Raises DataError where it is damaged, of a pixel format that is not in MODES, or not of the (width, height) given.
+    """
     try:
         with Image.open(path, formats=FORMATS) as image:
             if decode and image.format == "PNG":
@@ -226,7 +208,7 @@ def _open_image(path, mode, size, decode):
         raise DataError(f"{path}: has the pixel format {image.mode}; convert it to 8-bit {wanted}")
     if size and image.size != size:
         raise DataError(f"{path}: is {size_text(image.size)}, must be {size_text(size)}")
-    return image
+    return image.convert(mode) if decode and image.mode != mode else image
 
 
 def halve(image):
@@ -270,19 +252,11 @@ def augment(input, target, random):
       target: uint8 (s, s, 3).
       random: the NumPy Generator of this pair.
 
-    Returns (input, target) of the same shapes and types. Raises TypeError where an image is not uint8.
+    Returns (input, target) of the same shapes and types, in memory of their own.
     """
     turns, flip = random.integers(4), random.integers(2)
-    return _turn(input, turns, flip), _turn(target, turns, flip)
-
-
-def _turn(image, turns, flip):
-    if image.dtype != np.uint8:
-        raise TypeError(f"augmentation takes images of uint8 from 0 to 255, not {image.dtype}")
-    pixels = np.ascontiguousarray(image).view(f"V{image.shape[2]}")  # pixels are copied whole, twice as fast
-    turned = np.rot90(pixels, turns)
-    turned = np.flipud(turned) if flip else turned
-    return turned.copy().view(np.uint8)
+    turned = [np.rot90(image, turns) for image in (input, target)]
+    return tuple((np.flipud(image) if flip else image).copy() for image in turned)
 
 
 def training_batches(pairs, level, batch_size, train_size, first, last, seed=0, patch_size=PATCH_SIZE, indices=None):
@@ -334,9 +308,7 @@ class DamagedPhotos:
     """Names each damaged photo once on stderr. Raises DataError at more than max(1, 1% of the photos)."""
 
     def __init__(self, count):
-        self._limit = max(1, count // 100)
-        self._seen = set()
-        self._lock = threading.Lock()
+        self._limit, self._seen, self._lock = max(1, count // 100), set(), threading.Lock()
 
     def add(self, pair, error):
         with self._lock:
@@ -366,15 +338,13 @@ def stream(load, items, ahead):
 
 
 def _batches(load, items, batch_size):
+    """Yields `Batch`es of what load(item) gives for the items: (name, input, target), or None, which is left out."""
     loaded = filter(None, stream(load, items, ahead=batch_size + processors()))
-    return iter(lambda: _batch(list(itertools.islice(loaded, batch_size))), None)
-
-
-def _batch(images):
-    if not images:
-        return None
-    names, *arrays = zip(*images)
-    return Batch(*(np.stack(images, dtype=np.uint8, casting="no") for images in arrays), list(names))
+    while images := list(itertools.islice(loaded, batch_size)):
+        names, inputs, targets = zip(*images)
+        batch = Batch(*(np.stack(arrays, dtype=np.uint8, casting="no") for arrays in (inputs, targets)), list(names))
+        del images, inputs, targets  # before the next ones are waited for
+        yield batch
 
 
 def _photos_of_batch(count, level, batch_size, train_size, iteration, seed):

@@ -201,13 +201,11 @@ def test_augmentation_takes_arrays_and_views_and_gives_arrays_of_their_own(step)
 
 
 def test_augmentation_refuses_images_of_floats_instead_of_rounding_them_to_zero(ground_truth_pairs, monkeypatch):
-    images = np.ones((2, 8, 8, 3), np.uint8)
-    for pair in ((images[0] / 255, images[1]), (images[0], np.float32(images[1]))):
-        with pytest.raises(TypeError, match="uint8 from 0 to 255, not float"):
-            load_dataset.augment(*pair, np.random.default_rng(0))
-    monkeypatch.setattr(load_dataset, "augment", lambda patch, target, random: (patch / 255, target))
-    with pytest.raises(TypeError, match="float"):
-        next(load_dataset.training_batches(ground_truth_pairs, 7, 2, train_size=2, first=1, last=1, patch_size=P))
+    for augment in (lambda patch, target, random: (patch / 255, target),
+                    lambda patch, target, random: (patch, np.float32(target))):
+        monkeypatch.setattr(load_dataset, "augment", augment)
+        with pytest.raises(TypeError, match="float.* to dtype..uint8"):
+            next(load_dataset.training_batches(ground_truth_pairs, 7, 2, train_size=2, first=1, last=1, patch_size=P))
 
 
 # The order of pairs --------------------------------------------------------------------------------------------------
@@ -428,11 +426,18 @@ def test_val_size_must_leave_pairs_to_train_with(tmp_path, find):
         find(tmp_path, val_size=3, **patches)
 
 
-def test_without_test_targets_val_size_is_named(tmp_path):
+def test_without_test_targets_the_tool_that_says_what_to_do_is_named(tmp_path):
     write_split(tmp_path / "train", 1, 2)
     save_pair(tmp_path / "test", "1", BLACK, BLACK_DEPTH)
-    with pytest.raises(DataError, match="test/bokeh: no such folder(.|\n)*val_size=294 takes the last 294 pairs"):
+    with pytest.raises(DataError, match="test/bokeh: no such folder(.|\n)*python -m tools.check_dataset"):
         load_dataset.find_training_set(tmp_path, patch_size=P)
+
+
+def test_val_size_takes_whole_pairs_to_render_too(tmp_path):
+    write_split(tmp_path / "train", 1, 2, 3)
+    (tmp_path / "train/bokeh/3.jpg").unlink()
+    with pytest.raises(DataError, match="train/bokeh/3: no .jpg or .png of this name"):
+        load_dataset.find_test_photos(tmp_path, val_size=1)
 
 
 def test_photos_to_render_need_no_target_and_may_have_any_size(tmp_path):
@@ -449,7 +454,7 @@ def test_without_depth_no_depth_maps_are_looked_for(tmp_path):
     assert [pair.depth for pair in load_dataset.find_test_photos(tmp_path, use_depth=False)] == [None]
     pairs, problems = load_dataset.survey(tmp_path, "test", for_training=True, use_depth=False, patch_size=P)
     assert [pair.depth for pair in pairs] == [None] and not problems
-    with pytest.raises(DataError, match="original_depth: no such folder(.|\n)*python -m tools.make_depth_maps"):
+    with pytest.raises(DataError, match="original_depth: no such folder(.|\n)*python -m tools.check_dataset"):
         load_dataset.find_test_photos(tmp_path)
 
 
