@@ -128,11 +128,10 @@ def _parse_value(parameter, text):
         if text.lower() not in parameter.kind:
             raise wrong(_list_words(parameter.kind))
         return text.lower()
-    convert, expected = _KINDS[parameter.kind]
-    try:
-        value = convert(text)
-    except ValueError:
-        raise wrong(expected) from None
+    pattern, convert, expected = _KINDS[parameter.kind]
+    if not re.fullmatch(pattern, text, re.IGNORECASE):
+        raise wrong(expected)
+    value = convert(text)
     if parameter.kind in (int, float) and not parameter.minimum <= value <= parameter.maximum:
         raise wrong(f"{parameter.minimum} or more" if parameter.maximum == math.inf else
                     f"from {parameter.minimum} to {parameter.maximum}")
@@ -143,19 +142,11 @@ def _list_words(words):
     return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
-def _matching(pattern, convert):
-    def parse(text):
-        if not re.fullmatch(pattern, text, re.IGNORECASE):
-            raise ValueError(text)
-        return convert(text)
-    return parse
-
-
-_KINDS = {  # how a text is read, and what it must be; int() and float() alone would take 1_0, nan and Arabic digits
-    int: (_matching(r"[+-]?[0-9]{1,18}", int), "a whole number"),
-    float: (_matching(r"[+-]?[0-9]*\.?[0-9]*(e[+-]?[0-9]{1,3})?", float), "a number"),
-    bool: (_matching("true|false", lambda text: text.lower() == "true"), "true or false"),
-    str: (_matching(r"[^\0]*[^\0\s][^\0]*", str), "a path"),
+_KINDS = {  # pattern of the text, how it is read, what it must be; int() and float() alone take 1_0, nan, Arabic digits
+    int: (r"[+-]?[0-9]{1,18}", int, "a whole number"),
+    float: (r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,3})?", float, "a number"),
+    bool: ("true|false", lambda text: text.lower() == "true", "true or false"),
+    str: (r"[^\0]*[^\0\s][^\0]*", str, "a path"),
 }
 
 
