@@ -49,11 +49,8 @@ class Pair(NamedTuple):
 def find_training_set(dataset_dir, use_depth=True, patch_size=PATCH_SIZE, val_size=0):
     """Returns (training pairs, test pairs), two lists of `Pair`s in numeric order.
 
-    Args:
-      dataset_dir: the folder that holds train/ and test/.
-      use_depth: whether depth maps are needed.
-      patch_size: photos must be twice as large at least.
-      val_size: if not 0, the last val_size pairs of train/ are the test pairs, instead of test/.
+    Photos must be at least twice as large as the patches. Where val_size is not 0, the last so many pairs of train/ are
+    the test pairs, instead of test/.
 
     Raises DataError with a list of all files that are missing, unreadable or of a wrong size, or where val_size leaves
     nothing to train with.
@@ -162,7 +159,6 @@ def load_patch(pair, level, left, top, patch_size=PATCH_SIZE):
     """Loads a training pair: the input's patch at (left, top) and the matching square of the bokeh photo.
 
     Args:
-      pair: a `Pair` with a target.
       level: of the network, 1-7.
       left, top: of the patch, in pixels of the photo at half size.
       patch_size: p, height and width of the patch, a multiple of 32.
@@ -204,7 +200,7 @@ def read_image(path, mode, size=None, decode=True):
     except Exception as error:  # Pillow raises many kinds
         raise DataError(f"{path}: is damaged ({error})") from None
     if image.mode not in MODES[mode]:
-        wanted = {"L": "grey", "RGB": "RGB"}[mode]
+        wanted = "grey" if mode == "L" else "RGB"
         raise DataError(f"{path}: has the pixel format {image.mode}; convert it to 8-bit {wanted}")
     if size and image.size != size:
         raise DataError(f"{path}: is {size_text(image.size)}, must be {size_text(size)}")

@@ -20,22 +20,16 @@ DOWNLOAD = "http://www.vlfeat.org/matconvnet/models/imagenet-vgg-verydeep-19.mat
 
 
 def load_vgg19(path):
-    """Reads the 16 convolutions; the fully connected layers are left out.
+    """Reads the 16 convolutions of the .mat file; the fully connected layers are left out.
 
-    Args:
-      path: of the .mat file.
-
-    Returns:
-      {"conv1_1": (kernel, bias), ...}: constant float32 tensors, (height, width, in, out) and (out,).
-
-    Raises:
-      DataError: the file is missing, unreadable, or not this network.
+    Returns {"conv1_1": (kernel, bias), ...}: constant float32 tensors, (height, width, in, out) and (out,).
+    Raises DataError where the file is missing, unreadable, or not this network.
     """
     if not pathlib.Path(path).is_file():
         raise DataError(f"{path}: no such file; get VGG-19 from {DOWNLOAD}")
     try:
         layers = scipy.io.loadmat(str(path), variable_names=["layers"], squeeze_me=False)["layers"]
-        stored = {str(_field(layer, "name")[0]): layer for layer in layers.ravel()}
+        stored = {str(layer["name"][0, 0][0]): layer for layer in layers.ravel()}  # MATLAB's scalars are 1 x 1 arrays
         return {name: _kernel_and_bias(stored[name], shape) for name, shape in _convolutions()}
     except Exception as error:  # a damaged file makes SciPy's reader fail in a dozen ways
         raise DataError(f"{path}: is not MatConvNet's VGG-19 ({' '.join(str(error).split()) or type(error).__name__}); "
@@ -43,15 +37,12 @@ def load_vgg19(path):
 
 
 def vgg19_features(vgg, images, layer=CONTENT_LAYER):
-    """Features of RGB images.
+    """Returns the features of RGB images: float32 (images, height / s, width / s, maps), s = 2^(block - 1), rounded up.
 
     Args:
       vgg: what `load_vgg19` returned.
       images: float32 (images, height, width, 3), RGB, 0-255, of any size.
       layer: "relu1_1" to "relu5_4".
-
-    Returns:
-      float32 (images, height / s, width / s, maps), sizes rounded up, s = 2^(block - 1).
     """
     x = images - tf.constant(MEAN_RGB)
     for name, _ in _convolutions():
@@ -65,7 +56,7 @@ def vgg19_features(vgg, images, layer=CONTENT_LAYER):
 
 
 def _convolutions():
-    """("conv1_1", (3, 3, 3, 64)) ... in the order of computation."""
+    """Yields ("conv1_1", (3, 3, 3, 64)) ... in the order of computation."""
     channels = 3
     for block, (count, maps) in enumerate(BLOCKS, 1):
         for index in range(1, count + 1):
@@ -74,12 +65,8 @@ def _convolutions():
 
 
 def _kernel_and_bias(layer, shape):
-    kernel, bias = _field(layer, "weights").ravel()
+    kernel, bias = layer["weights"][0, 0].ravel()
     if kernel.shape != shape or bias.size != shape[-1]:
-        raise ValueError(f"{_field(layer, 'name')[0]} has a kernel of {kernel.shape}, not {shape}")
+        raise ValueError(f"{layer['name'][0, 0][0]} has a kernel of {kernel.shape}, not {shape}")
     kernel = np.transpose(kernel, (1, 0, 2, 3))  # width x height -> height x width
     return tf.constant(kernel, tf.float32), tf.constant(bias.ravel(), tf.float32)
-
-
-def _field(layer, name):
-    return layer[name][0, 0]
