@@ -22,7 +22,7 @@ FULL_RESOLUTION = RESULTS / "full-resolution"
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 SSIM_SIDE, MS_SSIM_SIDE = 11, 11 * 2 ** 4  # smallest images: SSIM's window, and the same at the coarsest of five scales
-REQUIRED = object()  # the default of a parameter that has none
+REQUIRED = "required"  # the default of a parameter that has none
 
 
 class UsageError(Exception):
@@ -64,8 +64,6 @@ class Parameter(NamedTuple):
     default_text: str = ""
 
     def shown_default(self):
-        if self.default is REQUIRED:
-            return "required"
         if self.default is None:
             return self.default_text
         return str(self.default).lower() if self.kind is bool else str(self.default)
@@ -75,14 +73,10 @@ class Parameter(NamedTuple):
 
 
 def parse_arguments(argv, parameters, usage):
-    """Reads `name=value` arguments.
+    """Reads `name=value` arguments, or prints the help text that is asked for and raises SystemExit with status 0.
 
-    Returns:
-      A namespace with a value for every one of the `Parameter`s, and the names on the command line as the set `given`.
-
-    Raises:
-      UsageError: a name is unknown, repeated or missing, or a value is of the wrong type or out of range.
-      SystemExit: with status 0, after printing the help text that was asked for.
+    Returns a namespace with a value for every one of the `Parameter`s, and the names on the command line as `given`.
+    Raises UsageError where a name is unknown, repeated or missing, or a value is of the wrong type or out of range.
     """
     if any(argument in ("help", "-h", "--help") for argument in argv):
         print(help_text(parameters, usage))
@@ -99,7 +93,7 @@ def parse_arguments(argv, parameters, usage):
             raise UsageError(f"{name}: given twice")
         values[name] = _parse_value(known[name], text)
     for parameter in parameters:
-        if parameter.default is REQUIRED and parameter.name not in values:
+        if parameter.default == REQUIRED and parameter.name not in values:
             raise UsageError(f"{parameter.name}: is missing; write {parameter.name}=VALUE ({parameter.meaning})")
     defaults = {parameter.name: parameter.default for parameter in parameters}
     return SimpleNamespace(**defaults | values, given=frozenset(values))
@@ -112,10 +106,8 @@ def help_text(parameters, usage):
 
 
 def _unknown_argument(argument, known):
-    stripped = argument.partition("=")[0].lstrip("-").replace("-", "_").lower()
-    if stripped in known:
-        return f"{argument}: write it as {stripped}=VALUE, without dashes and in lower case"
-    nearest = difflib.get_close_matches(stripped, known, n=1, cutoff=0.5)
+    name = argument.partition("=")[0].lstrip("-").replace("-", "_").lower()
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]}=?" if nearest else "known are " + ", ".join(known)
     return f"{argument}: no such argument; {hint} (help lists all)"
 
@@ -160,8 +152,6 @@ def run(main):
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever read the output has gone
-        return 1
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
