@@ -90,11 +90,10 @@ def find_weights(settings):
         return checkpoints.find_original(), f"_level_{settings.level}_orig.png"
     if settings.small:
         return checkpoints.find_small(), f"_level_{settings.level}_small.png"
-    weights = {"orig=true uses the released weights": utils.ORIGINAL, "small=true uses the small network": utils.SMALL}
-    found = ", ".join(text for text, prefix in weights.items() if checkpoints.exists(prefix))
-    if found and not checkpoints.saved_iterations(settings.level):
-        raise DataError(f"{utils.MODELS}/ holds no checkpoint of level {settings.level} of your own; {found}")
-    prefix, iteration = checkpoints.find_checkpoint(settings.level, settings.restore_iter)
+    try:
+        prefix, iteration = checkpoints.find_checkpoint(settings.level, settings.restore_iter)
+    except DataError as error:
+        raise DataError(f"{error}; orig=true takes the released weights, small=true the small network's") from None
     return prefix, f"_level_{settings.level}_iteration_{iteration}.png"
 
 
@@ -148,8 +147,6 @@ def render_photo(settings, render, network_lock, suffix, pair):
             photo, size, info = own_photos.load_input(pair, settings.max_side)
         else:
             photo, size, info = load_dataset.load_input(pair), pair.size, {}
-        if not min(size) >> (settings.level - 1):
-            raise DataError(f"{pair.photo}: is {load_dataset.size_text(size)}, too small for level {settings.level}")
         target = load_dataset.load_target(pair, settings.level) if pair.bokeh else None
         with network_lock:
             image = render(photo, size)
@@ -183,16 +180,11 @@ def make_renderer(network, level):
 
     def render(photo, size):
         width, height = size
-        padded = pad_by_reflection(photo, *(math.ceil(side / 2 / INPUT_MULTIPLE) * INPUT_MULTIPLE
-                                            for side in (height, width)))
+        right, below = (math.ceil(side / 2 / INPUT_MULTIPLE) * INPUT_MULTIPLE - side // 2 for side in size)
+        padded = np.pad(photo, [(0, below), (0, right), (0, 0)], "reflect")
         return run_network(padded[np.newaxis])[0, :height >> (level - 1), :width >> (level - 1)].numpy()
 
     return render
-
-
-def pad_by_reflection(image, height, width):
-    """Continues an image (h, w, channels) to the right and below by its mirror image, to (height, width, channels)."""
-    return np.pad(image, [(0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)], "reflect")
 
 
 def measure(image, target):
@@ -202,18 +194,10 @@ def measure(image, target):
     """
     metrics = {"PSNR": (tf.image.psnr, 1), "SSIM": (tf.image.ssim, utils.SSIM_SIDE),
                "MS-SSIM": (tf.image.ssim_multiscale, utils.MS_SSIM_SIDE)}
-    image, target = (tf.constant(whole[BORDER:-BORDER, BORDER:-BORDER]) for whole in (image, target))
-    return {name: float(compiled(metric)(image, target)) if min(image.shape[:2]) >= smallest_side else math.nan
+    image, target = (tf.constant(np.float32(whole[np.newaxis, BORDER:-BORDER, BORDER:-BORDER]))
+                     for whole in (image, target))
+    return {name: float(metric(image, target / 255, 1.0)[0]) if min(image.shape[1:3]) >= smallest_side else math.nan
             for name, (metric, smallest_side) in metrics.items()}
-
-
-@functools.cache
-def compiled(metric):
-    """Returns metric(image, target) as a graph, which is traced once for photos of all sizes."""
-    signature = [tf.TensorSpec([None, None, 3], tf.float32), tf.TensorSpec([None, None, 3], tf.uint8)]
-    graph = tf.function(lambda image, target: metric(image[None], tf.cast(target, tf.float32)[None] / 255, 1.0)[0],
-                        input_signature=signature, autograph=False)
-    return graph.get_concrete_function()
 
 
 def show_page(settings, results, problems, total, prefix, suffix):
