@@ -58,15 +58,11 @@ USAGE = "python train_model.py level=N [name=value ...]"
 
 
 def loss(level, output, target, vgg19=None):
-    """Returns the loss of a level.
+    """Returns the loss of a level, a scalar: 100 L1 for levels 7-2; 10 L1 + 0.1 content + 10 (1 - SSIM) for level 1.
 
     Args:
-      level: 1-7.
       output, target: float32 (images, height, width, 3), RGB, 0-1; the output is not clipped.
       vgg19: what `vgg.load_vgg19` returned; None leaves the content term of level 1 out.
-
-    Returns:
-      A scalar: 100 L1 for levels 7-2; 10 L1 + 0.1 content + 10 (1 - SSIM) for level 1.
     """
     weights = LOSS_WEIGHTS[level]
     total = weights["l1"] * l1_loss(output, target)
@@ -236,8 +232,8 @@ def train(settings, worker, run, weights, before, vgg_file, train_pairs, test_pa
     division = devices.divide_batch(settings.batch_size, settings.micro_batch, strategy, worker)
     update = functools.partial(differentiate, network, level, vgg19, optimizer.variables)
     step = devices.make_training_step(update, optimizer, division, scales_loss=settings.precision == "float16")
-    evaluation_step = make_evaluation_step(network, level, vgg19, patch_size)
-    damaged = load_dataset.DamagedPhotos(len(test_pairs))
+    measure = functools.partial(evaluate, make_evaluation_step(network, level, vgg19), settings, test_pairs,
+                                load_dataset.DamagedPhotos(len(test_pairs)), division.largest_piece())
     counts = {"training": len(train_pairs), "test": len(test_pairs)}
     log = training_log.TrainingLog(level, runs.inherited(settings), run, counts, code, writes=worker.index == 0)
     saver.say_disk_space()
@@ -252,8 +248,7 @@ def train(settings, worker, run, weights, before, vgg_file, train_pairs, test_pa
             if not run.evaluated:
                 progress.clear()
                 saver.save_if_due()
-                found = None if worker.index else evaluate(
-                    evaluation_step, test_pairs, damaged, settings, run.iteration, division.largest_piece(), stop)
+                found = None if worker.index else measure(run.iteration, stop)
                 log.report(found, learning_rate)
                 if found or worker.index:  # other workers than the first have nothing to measure
                     saver.note_evaluation()
@@ -290,12 +285,11 @@ def start_from_level_above(pynet, prefix, settings):
 # How a level is evaluated --------------------------------------------------------------------------------------------
 
 
-def make_evaluation_step(network, level, vgg19, patch_size):
+def make_evaluation_step(network, level, vgg19):
     """Returns step(inputs, targets) -> (metrics, outputs) on uint8 arrays of any number of images."""
-    side = load_dataset.target_side(level, patch_size)
-    inputs = tf.TensorSpec([None, patch_size, patch_size, network.input_shape[-1]], tf.uint8)
+    signature = [tf.TensorSpec(shape, tf.uint8) for shape in (network.input_shape, network.output_shape)]
 
-    @tf.function(autograph=False, input_signature=[inputs, tf.TensorSpec([None, side, side, 3], tf.uint8)])
+    @tf.function(autograph=False, input_signature=signature)
     def step(inputs, targets):
         outputs = network(to_unit_range(inputs), training=False)
         return metrics(level, outputs, to_unit_range(targets), vgg19), outputs
@@ -303,22 +297,22 @@ def make_evaluation_step(network, level, vgg19, patch_size):
     return step
 
 
-def evaluate(evaluation_step, test_pairs, damaged, settings, iteration, piece, stop):
+def evaluate(evaluation_step, settings, test_pairs, damaged, piece, iteration, stop):
     """Measures the test patches, and writes visual crops of the first few. Returns (means of the metrics, crops).
 
     piece: number of images that the device takes at a time. None is returned where it is stopped.
     """
     totals, count, crops = {}, 0, []
-    level, batch_size = settings.level, settings.batch_size
-    for batch in load_dataset.test_batches(test_pairs, level, batch_size, settings.patch_size, damaged):
+    level = settings.level
+    for batch in load_dataset.test_batches(test_pairs, level, settings.batch_size, settings.patch_size, damaged):
         if stop.received:
             return None
         found, outputs = evaluate_batch(evaluation_step, batch, piece)
         for name, value in found.items():
             totals[name] = totals.get(name, 0.0) + value * len(batch.names)
-        for index, parts in enumerate(zip(batch.inputs, outputs, batch.targets), count):
-            if index < VISUAL_CROPS:
-                path = utils.RESULTS / f"pynet_img_{index}_level_{level}_iter_{iteration}.jpg"
+        for parts in zip(batch.inputs, outputs, batch.targets):
+            if len(crops) < VISUAL_CROPS:
+                path = utils.RESULTS / f"pynet_img_{len(crops)}_level_{level}_iter_{iteration}.jpg"
                 crops.append(visual_crop(*parts))
                 training_log.attempt(utils.write_image, path, crops[-1])
         count += len(batch.names)

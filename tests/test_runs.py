@@ -51,7 +51,7 @@ def steps(monkeypatch, shared_pynet):
     return install
 
 
-def evaluation_step(network, level, vgg19, patch_size):
+def evaluation_step(network, level, vgg19):
     return functools.partial(measure, level)
 
 
