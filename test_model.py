@@ -147,6 +147,8 @@ def render_photo(settings, render, network_lock, suffix, pair):
             photo, size, info = own_photos.load_input(pair, settings.max_side)
         else:
             photo, size, info = load_dataset.load_input(pair), pair.size, {}
+        if not min(size) >> (settings.level - 1):
+            raise DataError(f"{pair.photo}: is {load_dataset.size_text(size)}, too small for level {settings.level}")
         target = load_dataset.load_target(pair, settings.level) if pair.bokeh else None
         with network_lock:
             image = render(photo, size)

@@ -152,6 +152,8 @@ def run(main):
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read the output has gone
+        return 1
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
