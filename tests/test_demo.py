@@ -52,17 +52,21 @@ def test_the_first_sheet_shows_photo_depth_map_result_and_target(rendered_scene)
     assert (red, green, blue) == (pytest.approx(3 * panel, rel=0.02), pytest.approx(panel, rel=0.02), 0)
 
 
-def test_the_last_sheet_adds_the_crops_of_all_levels(rendered_scene):
+def test_the_last_sheet_adds_the_crops_of_all_levels(rendered_scene, monkeypatch):
     log = []
     for level, iterations in demo.SCHEDULE.items():
-        write(demo.crop_file(level), (90, 30), (0, 0, 200))
+        write(demo.FOLDER / f"results/pynet_img_0_level_{level}_iter_{iterations}.jpg", (90, 30), (0, 0, 200))
         log += [f"# now | level={level} batch_size=1", "step 0 | training: -, test: 9 | mse: 0.1, psnr: 9.5, l1: 0.1",
                 f"step {iterations} | training: 1, test: 9 | mse: 0.1, psnr: 1{level}.5, l1: 0.1"]
     (demo.FOLDER / "models").mkdir(exist_ok=True)
-    (demo.FOLDER / "models/logs.txt").write_text("\n".join(log))
+    (demo.FOLDER / "models/logs.txt").write_text("\n".join([*log, ""]))
 
-    assert demo.psnr_by_level() == {level: f"1{level}.5" for level in demo.SCHEDULE}
+    labels, labelled = [], demo.labelled
+    monkeypatch.setattr(demo, "labelled", lambda label, *arguments: labels.append(label) or labelled(label, *arguments))
     demo.write_sheet()
+    expected = {f"level {level}, trained just now: {iterations} iterations, test PSNR 1{level}.5 dB"
+                for level, iterations in demo.SCHEDULE.items()}
+    assert {label for label in labels if label.startswith("level ")} == expected
     _, _, blue = areas_of_colours()
     assert blue == pytest.approx(7 * demo.CROP_HEIGHT * demo.CROP_HEIGHT * 3, rel=0.02)
 

@@ -8,7 +8,6 @@ user's own models/ and results/ stay as they are.
 
 import os
 import pathlib
-import re
 import shlex
 import shutil
 import signal
@@ -20,7 +19,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import utils
-from tools import make_scenes
+from support.training_log import LOG
+from tools import make_scenes, plot_logs
 from utils import DataError, Parameter
 
 FOLDER = utils.RESULTS / "demo"
@@ -55,8 +55,12 @@ def main(argv):
             return status
         if script == "test_model.py":
             write_sheet()
-    print(f"\nThe demo took {utils.duration(time.monotonic() - started)}. All but the contact sheet is in {FOLDER}/; "
-          f"delete it when you like.\n\n{conclusion()}")
+    print(f"""
+The demo took {utils.duration(time.monotonic() - started)}. All but the contact sheet is in {FOLDER}/.
+
+What this shows: the pipeline is whole, from photos through seven levels, each trained from the one above it, to a photo
+rendered at full size. What was trained just now is a network with a quarter of the paper's feature maps, for
+{sum(SCHEDULE.values())} iterations instead of the paper's 260,000: large shapes and colours, not bokeh.""")
     return 0
 
 
@@ -88,23 +92,22 @@ def run_script(script, arguments):
                            env=os.environ | {"PYTHONUNBUFFERED": "1"})
 
 
-def conclusion():
-    """Returns what the demo has shown, and what it has not."""
-    return f"""\
-What this shows: the pipeline is whole, from photos through seven levels, each trained from the one above it, to a photo
-rendered at full size. What was trained just now is a network with a quarter of the paper's feature maps, for
-{sum(SCHEDULE.values())} iterations instead of the paper's 260,000: large shapes and colours, not bokeh."""
-
-
 # The contact sheet ---------------------------------------------------------------------------------------------------
 
 
 def write_sheet():
     """Writes results/demo.png: the test photo with what was made of it, then the visual crops of every level."""
-    crops = [labelled(f"level {level}, trained just now: {SCHEDULE[level]} iterations, test PSNR {psnr} dB",
-                      crop_file(level), CROP_HEIGHT) for level, psnr in psnr_by_level().items()]
+    crops = crop_panels() if (FOLDER / LOG).exists() else []
     rows = [photo_panels(), *(crops[first:first + 2] for first in range(0, len(crops), 2))]
-    sheet = joined([joined(row, across=True) for row in rows], across=False, margin=GAP)
+    width = max(sum(panel.width + GAP for panel in row) for row in rows)
+    sheet = Image.new("RGB", (width + GAP, sum(row[0].height + GAP for row in rows) + GAP), "white")
+    top = GAP
+    for row in rows:
+        left = GAP
+        for panel in row:
+            sheet.paste(panel, (left, top))
+            left += panel.width + GAP
+        top += row[0].height + GAP
     utils.write_image(SHEET, np.asarray(sheet))
     print(f"Look at it: {SHEET}", flush=True)
 
@@ -119,20 +122,15 @@ def photo_panels():
     return [labelled(label, file, PHOTO_HEIGHT) for label, file in files.items() if file.exists()]
 
 
-def crop_file(level):
-    """Returns the visual crop (input | output | target) of the test photo at the end of a level."""
-    return FOLDER / utils.RESULTS / f"pynet_img_0_level_{level}_iter_{SCHEDULE[level]}.jpg"
-
-
-def psnr_by_level():
-    """Returns {level: PSNR in dB at its end, as text}, from models/logs.txt; {} where nothing is trained yet."""
-    log, found, level = FOLDER / "models" / "logs.txt", {}, None
-    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
-        if line.startswith("#"):
-            level = int(re.search(r"\blevel=(\d)", line)[1])
-        else:
-            found[level] = re.search(r"psnr: ([^,]+)", line)[1]
-    return found
+def crop_panels():
+    """Returns the visual crop (input | output | target) of the test photo at the end of every level, with a label."""
+    panels = []
+    for level, evaluations in plot_logs.read_log(FOLDER / LOG).items():
+        iteration, metrics = evaluations.popitem()
+        file = FOLDER / utils.RESULTS / f"pynet_img_0_level_{level}_iter_{iteration}.jpg"
+        label = f"level {level}, trained just now: {iteration} iterations, test PSNR {metrics['psnr']:.4g} dB"
+        panels.append(labelled(label, file, CROP_HEIGHT))
+    return panels
 
 
 def labelled(label, file, height):
@@ -144,19 +142,6 @@ def labelled(label, file, height):
     ImageDraw.Draw(panel).text((0, 0), label, "black", ImageFont.load_default(FONT_SIZE))
     panel.paste(picture, (0, LABEL_HEIGHT))
     return panel
-
-
-def joined(panels, across, margin=0):
-    """Returns pictures side by side (or one below the other), with gaps."""
-    along = [panel.width if across else panel.height for panel in panels]
-    aside = [panel.height if across else panel.width for panel in panels]
-    size = sum(along) + GAP * (len(panels) - 1) + 2 * margin, max(aside) + 2 * margin
-    sheet = Image.new("RGB", size if across else size[::-1], "white")
-    start = margin
-    for panel, length in zip(panels, along):
-        sheet.paste(panel, (start, margin) if across else (margin, start))
-        start += length + GAP
-    return sheet
 
 
 if __name__ == "__main__":
