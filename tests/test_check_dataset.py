@@ -78,9 +78,9 @@ def test_every_kind_of_damage_is_found(check, tmp_path):
         assert sum(bool(re.search(pattern, error)) for error in errors) == 1, pattern
     assert len(errors) == 7 and done.status == 1
     assert done.out.splitlines()[-4:] == [
-        "7 problems found", "Missing depth maps: 1. This makes them:",
+        "To be repaired: 7 problems", "Missing depth maps: 1. This makes them:",
         "  python -m tools.make_depth_maps model=FILE dataset_dir=data",
-        "Repair what is named above, then: python -m tools.check_dataset dataset_dir=data patch_size=192"]
+        "Then: python -m tools.check_dataset dataset_dir=data patch_size=192"]
 
 
 def test_photos_smaller_than_two_patches_are_named(check):
@@ -104,9 +104,9 @@ def test_without_depth_maps(check):
     assert done.status == 1 and done.err.count("\n") == 2
     assert "train: 6 photos, 0 depth maps, 6 targets\n  6 of 512 x 384\n" in done.out
     assert done.out.splitlines()[-4:] == [
-        "2 problems found", "Missing depth maps: 8. This makes them:",
+        "To be repaired: 2 problems", "Missing depth maps: 8. This makes them:",
         "  python -m tools.make_depth_maps model=FILE dataset_dir=data",
-        "Then: python train_model.py level=7 dataset_dir=data patch_size=192"]
+        "Then: python -m tools.check_dataset dataset_dir=data patch_size=192"]
     done = check("use_depth=false")
     assert done.status == 0
     assert done.out.endswith("Then: python train_model.py level=7 dataset_dir=data patch_size=192 use_depth=false\n")
@@ -115,17 +115,17 @@ def test_without_depth_maps(check):
 def test_val_size_takes_the_last_pairs_of_train_instead_of_test(check):
     shutil.rmtree("data/test")
     done = check("val_size=2")
-    assert done.status == 0 and "test: the last 2 pairs of train/, from 4 on" in done.out
+    assert done.status == 0 and done.out.endswith(
+        "Then: python train_model.py level=7 dataset_dir=data patch_size=192 val_size=2\n")
     done = check("val_size=6")
     assert done.status == 1 and "error: data/train: has 6 sound pairs, val_size=6 needs more" in done.err
 
 
-def test_empty_folder_has_nothing_to_render(tmp_path, call):
-    done = call(check_dataset, f"dataset_dir={tmp_path}")
+@pytest.mark.parametrize("name", ["", "nowhere"])
+def test_folder_that_is_empty_or_missing_holds_no_photos(tmp_path, call, name):
+    done = call(check_dataset, f"dataset_dir={tmp_path / name}")
     assert done.status == 1 and done.out.splitlines()[-1].startswith("No photos found: ")
-    assert f"error: {tmp_path}/train/original: no such folder, or no .jpg or .png in it" in done.err
-    done = call(check_dataset, f"dataset_dir={tmp_path / 'nowhere'}")
-    assert (done.status, done.err) == (1, f"error: {tmp_path / 'nowhere'}: no such folder\n")
+    assert f"error: {tmp_path / name}/train/original: no such folder, or no .jpg or .png in it" in done.err
 
 
 def test_pairs_enough_get_the_split_of_papers(tmp_path):
@@ -135,7 +135,7 @@ def test_pairs_enough_get_the_split_of_papers(tmp_path):
             (tmp_path / "train" / kind / f"{number}.jpg").touch()
     settings = types.SimpleNamespace(dataset_dir=tmp_path, val_size=0, use_depth=False, given=frozenset())
     *_, last = check_dataset.next_steps(settings, ("train", "test"), [f"{tmp_path}/test/original: no such folder"])
-    assert last == f"Then: python train_model.py level=7 dataset_dir={tmp_path} val_size=294"
+    assert last == f"Then: python -m tools.check_dataset dataset_dir={tmp_path} val_size=294"
 
 
 LAYOUTS = {  # how a data set may come out of its archives: where the folders of data/train and data/test are

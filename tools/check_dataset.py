@@ -34,13 +34,11 @@ USAGE = "python -m tools.check_dataset [dataset_dir=FOLDER] [name=value ...]"
 def main(argv):
     """Checks train/ and test/. Returns the exit status: 1 if anything is wrong."""
     settings = utils.parse_arguments(argv, PARAMETERS, USAGE)
-    if not pathlib.Path(settings.dataset_dir).is_dir():
-        raise DataError(f"{settings.dataset_dir}: no such folder")
     splits = ("train",) if settings.val_size else ("train", "test")
     problems = [problem for split in splits for problem in check_split(settings, split)]
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
-    print(f"{len(problems)} problem{'' if len(problems) == 1 else 's'} found" if problems else "All files are sound.")
+    print(f"To be repaired: {len(problems)} problems" if problems else "All files are sound.")
     print(*next_steps(settings, splits, problems), sep="\n")
     return 1 if problems else 0
 
@@ -56,8 +54,6 @@ def check_split(settings, split):
         problems.append(f"{folder / 'original_depth'}: no such folder, or no .jpg or .png in it")
     if settings.val_size and settings.val_size >= len(pairs):
         problems.append(f"{folder}: has {len(pairs)} sound pairs, val_size={settings.val_size} needs more")
-    elif settings.val_size:
-        print(f"test: the last {settings.val_size} pairs of train/, from {pairs[-settings.val_size].name} on")
     progress = utils.ProgressLine(0, len(pairs), f"{split}:")
     for done, found in enumerate(load_dataset.stream(check_pair, pairs, ahead=16), 1):
         problems += found
@@ -78,70 +74,48 @@ def image_names(folder):
 
 
 def next_steps(settings, splits, problems):
-    """Returns the lines that end the report: what is missing and the command that makes it, then how to train."""
-    folder = pathlib.Path(settings.dataset_dir)
-    check = command(settings, "-m", "tools.check_dataset")
+    """Returns the lines that end the report: what is missing and the command that makes it, then how to go on."""
+    folder, val_size = pathlib.Path(settings.dataset_dir), settings.val_size
     moves = find_moves(folder)
     if moves:
-        return [*move_commands(moves), f"Then: {check}"]
+        commands = [["mkdir", "-p", *sorted({str(target.parent) for target in moves})],
+                    *(["mv", str(place), str(target)] for target, place in moves.items())]
+        return ["Folders have other names or lie elsewhere. This moves them:",
+                *(f"  {shlex.join(words)}" for words in commands), f"Then: {command(settings, val_size, check=True)}"]
     photos, depths, targets = ({(split, name) for split in splits for name in image_names(folder / split / kind)}
                                for kind in load_dataset.KINDS)
     if not photos:
         return [f"No photos found: {folder / 'train' / 'original'} and {folder / 'train' / 'bokeh'} must hold them"]
-    lines, val_size = [], settings.val_size
+    lines = []
     if settings.use_depth and photos - depths:
-        lines += [f"Missing depth maps: {len(photos - depths)}. This makes them:",
-                  "  " + shlex.join(["python", "-m", "tools.make_depth_maps", "model=FILE", f"dataset_dir={folder}"])]
+        make = ["python", "-m", "tools.make_depth_maps", "model=FILE", f"dataset_dir={folder}"]
+        lines += [f"Missing depth maps: {len(photos - depths)}. This makes them:", f"  {shlex.join(make)}"]
     if not val_size and not any(split == "test" for split, _ in targets):
         val_size = VAL294 if len(targets) > VAL294 else max(1, len(targets) // 5)
-        lines.append(f"test/ has no targets to measure on: val_size={val_size} takes the last pairs of train/ instead")
-    if any(is_in_the_way(problem, folder, val_size) for problem in problems):
-        return [*lines, f"Repair what is named above, then: {check}"]
-    return [*lines, f"Then: {command(settings, 'train_model.py', 'level=7', val_size=val_size)}"]
+        lines += [f"test/ has no targets to measure on: val_size={val_size} takes the last pairs of train/ instead"]
+    return [*lines, f"Then: {command(settings, val_size, check=bool(problems))}"]
 
 
-def move_commands(moves):
-    """Returns lines of shell commands for what `find_moves` returned, with a heading."""
-    commands = [["mkdir", "-p", *sorted({str(target.parent) for target in moves})],
-                *(["mv", str(place), str(target)] for target, place in moves.items())]
-    return ["Folders have other names or lie elsewhere. This moves them:",
-            *(f"  {shlex.join(words)}" for words in commands)]
-
-
-def is_in_the_way(problem, folder, val_size):
-    """Returns whether a problem remains where depth maps are made and, with val_size, test/ is not looked at."""
-    is_depth_map_missing = "original_depth" in problem and ": no " in problem
-    return not is_depth_map_missing and not (val_size and problem.startswith(str(folder / "test")))
-
-
-def command(settings, *words, **changes):
-    """Returns a command line with the arguments that were given here, and `changes` where they are not 0."""
+def command(settings, val_size, check):
+    """Returns the command that checks the data set again, or trains on it, with the arguments that were given here."""
     values = {name: str(getattr(settings, name)).lower() for name in settings.given - {"dataset_dir"}}
-    values |= {name: value for name, value in changes.items() if value}
-    return shlex.join(["python", *words, f"dataset_dir={settings.dataset_dir}",
-                       *(f"{name}={value}" for name, value in sorted(values.items()))])
+    values |= {"val_size": val_size} if val_size else {}
+    return shlex.join(["python", *(["-m", "tools.check_dataset"] if check else ["train_model.py", "level=7"]),
+                       f"dataset_dir={settings.dataset_dir}", *(f"{name}={values[name]}" for name in sorted(values))])
 
 
 def find_moves(folder):
     """Returns {where it must be: where it is} for the folders of an extracted data set, {} where all are in place.
 
     The names tell what a folder is: EBB/Training/original is train/original, Validation holding photos test/original.
-    In a folder of another name, what lies beside bokeh/ is train/, the rest test/.
     """
     moves = {}
-    for place in sorted(path for path in folder.rglob("*") if path.is_dir()):
+    for place in sorted(path for path in folder.rglob("*") if path.is_dir() and image_names(path)):
         names = [name.lower() for name in place.relative_to(folder).parts]
-        kind = names[-1] if names[-1] in load_dataset.KINDS else None
-        split = next((split for name in reversed(names) for split, starts in SPLIT_NAMES.items()
-                      if name.startswith(starts)), None)
-        if kind and not split:
-            split = "train" if "bokeh" in (path.name.lower() for path in place.parent.iterdir()) else "test"
-        if split == "test" and not kind and names[-1].startswith(SPLIT_NAMES["test"]):
-            kind = "original"
-        if not split or not kind or not image_names(place):
-            continue
-        target = folder / split / kind
-        if target not in moves and not target.exists():
+        splits = [split for name in names for split, starts in SPLIT_NAMES.items() if name.startswith(starts)]
+        kind = "original" if names[-1].startswith(SPLIT_NAMES["test"]) else names[-1]
+        target = folder / (splits[-1] if splits else "train") / kind
+        if kind in load_dataset.KINDS and target not in moves and not target.exists():
             moves[target] = place
     return moves
 
