@@ -47,45 +47,32 @@ def main(argv):
 def read_log(path, level=None):
     """Reads the metrics of every level from a log that train_model.py or the original code wrote.
 
-    A line replaces those of its level that have the same or a later iteration: a run that resumed the level, or started
-    it anew, trained these again. A start that got no further than iteration 0 replaces nothing.
+    A run replaces what its level's earlier runs measured from its first iteration on: it trained that again. A start
+    that got no further than iteration 0 replaces nothing. `level` is that of lines without a heading.
 
-    Args:
-      path: of the log.
-      level: of the lines that have no heading above them; None where it is not known.
-
-    Returns:
-      {level: {iteration: {name: value}}}, levels and iterations in the order of training. The names are training, test,
-      psnr, l1 ...; a value that was not computed is NaN.
-
-    Raises:
-      DataError: there is no such file, or it holds no metrics.
+    Returns {level: {iteration: {name: value}}}, levels and iterations in the order of training. The names are training,
+    test, psnr, l1 ...; a value that was not computed is NaN. Raises DataError where there are no metrics.
     """
     try:
         text = pathlib.Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); train_model.py writes it") from None
-    lines = list(_evaluations(text, level))
+    runs = [(level, {})]
+    for line in text.split("\n")[:-1]:  # a last line without its end was cut short
+        heading, evaluation = HEADING.search(line), EVALUATION.fullmatch(line.rstrip())
+        if heading:
+            runs.append((int(heading[1]), {}))
+        elif evaluation:
+            values = {name: math.nan if text == "-" else float(text) for name, text in METRIC.findall(line)}
+            runs[-1][1][int(evaluation[1])] = values
     levels = {}
-    for (level, iteration, values), following in zip(lines, [*lines[1:], (None, 0, None)]):
+    for level, run in runs:
         before = levels.get(level, {})
-        goes_on = following[0] == level and following[1] > 0
-        if iteration > 0 or goes_on or not before:
-            levels[level] = {i: before[i] for i in before if i < iteration} | {iteration: values}
+        if max(run, default=0) > 0 or (run and not before):
+            levels[level] = {iteration: before[iteration] for iteration in before if iteration < min(run)} | run
     if not levels:
         raise DataError(f"{path}: holds no metrics of any iteration")
     return dict(sorted(levels.items(), key=lambda item: -(item[0] or math.inf)))
-
-
-def _evaluations(text, level):
-    """Yields (level, iteration, {name: value}) of each line with metrics; a last line without its end was cut short."""
-    for line in text.split("\n")[:-1]:
-        heading, evaluation = HEADING.search(line), EVALUATION.fullmatch(line.rstrip())
-        if heading:
-            level = int(heading[1])
-        elif evaluation:
-            metrics = METRIC.findall(line)
-            yield level, int(evaluation[1]), {name: math.nan if text == "-" else float(text) for name, text in metrics}
 
 
 def summary(level, evaluations):
