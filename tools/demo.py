@@ -6,7 +6,6 @@ and rendering are those of train_model.py and test_model.py, run as a user would
 user's own models/ and results/ stay as they are.
 """
 
-import os
 import pathlib
 import shlex
 import shutil
@@ -16,7 +15,7 @@ import sys
 import time
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 import utils
 from support.training_log import LOG
@@ -25,7 +24,6 @@ from utils import DataError, Parameter
 
 FOLDER = utils.RESULTS / "demo"
 SHEET = utils.RESULTS / "demo.png"
-MARKER = FOLDER / "made_by_demo.txt"
 SCRIPTS = pathlib.Path(__file__).resolve().parent.parent
 SMALL = SCRIPTS / utils.SMALL
 TRAIN_COUNT, TEST_COUNT = 12, 1
@@ -36,7 +34,7 @@ NETWORK = "width=0.25", "patch_size=128", "batch_size=2", "learning_rate=4e-4", 
 PARAMETERS = (Parameter("seed", int, 0, "another one gives other scenes and another training", 0),)
 USAGE = "python -m tools.demo [seed=N]"
 
-PHOTO_HEIGHT, CROP_HEIGHT, LABEL_HEIGHT, FONT_SIZE, GAP = 400, 300, 34, 22, 12  # of the contact sheet, in pixels
+COLUMNS, PICTURE_SIZE, LABEL_HEIGHT, FONT_SIZE, GAP = 4, (600, 400), 34, 22, 12  # of the contact sheet, in pixels
 
 
 def main(argv):
@@ -49,7 +47,8 @@ def main(argv):
           f"{FOLDER / 'ebb_dataset'}/", flush=True)
     make_scenes.write_dataset(FOLDER / "ebb_dataset", TRAIN_COUNT, TEST_COUNT, seed=settings.seed)
     for script, *arguments in commands(settings.seed):
-        status = run_script(script, arguments)
+        print(f"\n$ python {script} {shlex.join(arguments)}", flush=True)
+        status = subprocess.call([sys.executable, SCRIPTS / script, *arguments], cwd=FOLDER)
         if status:
             print(f"error: {script} ended with exit status {status}, so the demo ends here", file=sys.stderr)
             return status
@@ -65,12 +64,10 @@ rendered at full size. What was trained just now is a network with a quarter of 
 
 
 def prepare_folder():
-    """Makes results/demo/, without what an earlier demo left. Raises DataError where the folder is not a demo's."""
-    if FOLDER.exists() and not MARKER.exists():
-        raise DataError(f"{FOLDER}: was not made by this demo, so it is left as it is; rename it")
-    shutil.rmtree(FOLDER, ignore_errors=True)
+    """Makes results/demo/. Raises DataError where it exists."""
+    if FOLDER.exists():
+        raise DataError(f"{FOLDER}: exists, probably from an earlier demo; delete or rename it")
     utils.prepare_folders(FOLDER)
-    MARKER.write_text("python -m tools.demo made this folder, and replaces what is in it.\n", encoding="utf-8")
     if SMALL.with_suffix(".index").exists():
         shutil.copytree(SMALL.parent, FOLDER / utils.SMALL.parent)
 
@@ -84,63 +81,41 @@ def commands(seed):
     yield ["test_model.py", "level=1"]
 
 
-def run_script(script, arguments):
-    """Runs a script of this repository in results/demo/, and prints the command. Returns its exit status."""
-    shown = shlex.join(["python", os.path.relpath(SCRIPTS / script, FOLDER), *arguments])
-    print(f"\n$ (cd {FOLDER} && {shown})", flush=True)
-    return subprocess.call([sys.executable, SCRIPTS / script, *arguments], cwd=FOLDER,
-                           env=os.environ | {"PYTHONUNBUFFERED": "1"})
-
-
 # The contact sheet ---------------------------------------------------------------------------------------------------
 
 
 def write_sheet():
     """Writes results/demo.png: the test photo with what was made of it, then the visual crops of every level."""
-    crops = crop_panels() if (FOLDER / LOG).exists() else []
-    rows = [photo_panels(), *(crops[first:first + 2] for first in range(0, len(crops), 2))]
-    width = max(sum(panel.width + GAP for panel in row) for row in rows)
-    sheet = Image.new("RGB", (width + GAP, sum(row[0].height + GAP for row in rows) + GAP), "white")
-    top = GAP
-    for row in rows:
-        left = GAP
-        for panel in row:
-            sheet.paste(panel, (left, top))
-            left += panel.width + GAP
-        top += row[0].height + GAP
-    utils.write_image(SHEET, np.asarray(sheet))
+    panels = [labelled(label, file) for label, file in [*photo_files(), *crop_files()] if file.exists()]
+    panels += [Image.new("RGB", panels[0].size, "white")] * (-len(panels) % COLUMNS)
+    rows = [np.hstack(panels[first:first + COLUMNS]) for first in range(0, len(panels), COLUMNS)]
+    utils.write_image(SHEET, np.vstack(rows))
     print(f"Look at it: {SHEET}", flush=True)
 
 
-def photo_panels():
-    """Returns photo | depth map | rendered | target, each with its label."""
+def photo_files():
+    """Returns the test photo and what was made of it, as (label, file), whether it is there yet or not."""
     test, rendered = FOLDER / "ebb_dataset" / "test", FOLDER / utils.FULL_RESOLUTION
-    files = {"photo": test / "original" / "0.jpg", "depth map": test / "original_depth" / "0.png",
-             "small network of models/small/": rendered / "0_level_1_small.png",
-             "network trained just now, level 1": rendered / f"0_level_1_iteration_{SCHEDULE[1]}.png",
-             "target": test / "bokeh" / "0.jpg"}
-    return [labelled(label, file, PHOTO_HEIGHT) for label, file in files.items() if file.exists()]
+    return [("photo", test / "original" / "0.jpg"), ("depth map", test / "original_depth" / "0.png"),
+            ("target", test / "bokeh" / "0.jpg"), ("small network of models/small/", rendered / "0_level_1_small.png"),
+            ("network trained just now, level 1", rendered / f"0_level_1_iteration_{SCHEDULE[1]}.png")]
 
 
-def crop_panels():
-    """Returns the visual crop (input | output | target) of the test photo at the end of every level, with a label."""
-    panels = []
-    for level, evaluations in plot_logs.read_log(FOLDER / LOG).items():
-        iteration, metrics = evaluations.popitem()
-        file = FOLDER / utils.RESULTS / f"pynet_img_0_level_{level}_iter_{iteration}.jpg"
-        label = f"level {level}, trained just now: {iteration} iterations, test PSNR {metrics['psnr']:.4g} dB"
-        panels.append(labelled(label, file, CROP_HEIGHT))
-    return panels
+def crop_files():
+    """Returns the visual crops (input | output | target) at the end of every level, as (label, file)."""
+    levels = plot_logs.read_log(FOLDER / LOG) if (FOLDER / LOG).exists() else {}
+    ends = {level: max(evaluations.items()) for level, evaluations in levels.items()}
+    return [(f"level {level} after {iteration} iterations: test PSNR {metrics['psnr']:.4g} dB",
+             FOLDER / utils.RESULTS / f"pynet_img_0_level_{level}_iter_{iteration}.jpg")
+            for level, (iteration, metrics) in ends.items()]
 
 
-def labelled(label, file, height):
-    """Returns the picture of a file, scaled to a height in pixels, with a line of text above it."""
+def labelled(label, file):
+    """Returns the picture of a file with a line of text above it and a gap around both."""
     with Image.open(file) as image:
-        size = round(image.width * height / image.height), height
-        picture = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    panel = Image.new("RGB", (picture.width, LABEL_HEIGHT + height), "white")
-    ImageDraw.Draw(panel).text((0, 0), label, "black", ImageFont.load_default(FONT_SIZE))
-    panel.paste(picture, (0, LABEL_HEIGHT))
+        picture = ImageOps.pad(image.convert("RGB"), PICTURE_SIZE, Image.Resampling.LANCZOS, "white")
+    panel = ImageOps.expand(picture, (GAP, LABEL_HEIGHT, GAP, GAP), "white")
+    ImageDraw.Draw(panel).text((GAP, 0), label, "black", ImageFont.load_default(FONT_SIZE))
     return panel
 
 
