@@ -133,9 +133,10 @@ def test_pairs_enough_get_the_split_of_papers(tmp_path):
         (tmp_path / "train" / kind).mkdir(parents=True)
         for number in range(300):
             (tmp_path / "train" / kind / f"{number}.jpg").touch()
-    settings = types.SimpleNamespace(dataset_dir=tmp_path, val_size=0, use_depth=False, given=frozenset())
-    *_, last = check_dataset.next_steps(settings, ("train", "test"), [f"{tmp_path}/test/original: no such folder"])
-    assert last == f"Then: python -m tools.check_dataset dataset_dir={tmp_path} val_size=294"
+    settings = types.SimpleNamespace(dataset_dir=tmp_path, val_size=0, use_depth=False)
+    problems = [f"{tmp_path}/test/original: no such folder"]
+    *_, last = check_dataset.next_steps(["use_depth=false"], settings, ("train", "test"), problems)
+    assert last == "Then: python -m tools.check_dataset use_depth=false val_size=294"
 
 
 LAYOUTS = {  # how a data set may come out of its archives: where the folders of data/train and data/test are

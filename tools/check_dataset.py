@@ -39,7 +39,7 @@ def main(argv):
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     print(f"To be repaired: {len(problems)} problems" if problems else "All files are sound.")
-    print(*next_steps(settings, splits, problems), sep="\n")
+    print(*next_steps(argv, settings, splits, problems), sep="\n")
     return 1 if problems else 0
 
 
@@ -73,35 +73,28 @@ def image_names(folder):
 # What to do next -----------------------------------------------------------------------------------------------------
 
 
-def next_steps(settings, splits, problems):
+def next_steps(argv, settings, splits, problems):
     """Returns the lines that end the report: what is missing and the command that makes it, then how to go on."""
-    folder, val_size = pathlib.Path(settings.dataset_dir), settings.val_size
+    folder, check = pathlib.Path(settings.dataset_dir), ["python", "-m", "tools.check_dataset", *argv]
     moves = find_moves(folder)
     if moves:
         commands = [["mkdir", "-p", *sorted({str(target.parent) for target in moves})],
                     *(["mv", str(place), str(target)] for target, place in moves.items())]
         return ["Folders have other names or lie elsewhere. This moves them:",
-                *(f"  {shlex.join(words)}" for words in commands), f"Then: {command(settings, val_size, check=True)}"]
+                *(f"  {shlex.join(words)}" for words in commands), f"Then: {shlex.join(check)}"]
     photos, depths, targets = ({(split, name) for split in splits for name in image_names(folder / split / kind)}
                                for kind in load_dataset.KINDS)
     if not photos:
         return [f"No photos found: {folder / 'train' / 'original'} and {folder / 'train' / 'bokeh'} must hold them"]
-    lines = []
+    lines, command = [], check if problems else ["python", "train_model.py", "level=7", *argv]
     if settings.use_depth and photos - depths:
         make = ["python", "-m", "tools.make_depth_maps", "model=FILE", f"dataset_dir={folder}"]
         lines += [f"Missing depth maps: {len(photos - depths)}. This makes them:", f"  {shlex.join(make)}"]
-    if not val_size and not any(split == "test" for split, _ in targets):
-        val_size = VAL294 if len(targets) > VAL294 else max(1, len(targets) // 5)
-        lines += [f"test/ has no targets to measure on: val_size={val_size} takes the last pairs of train/ instead"]
-    return [*lines, f"Then: {command(settings, val_size, check=bool(problems))}"]
-
-
-def command(settings, val_size, check):
-    """Returns the command that checks the data set again, or trains on it, with the arguments that were given here."""
-    values = {name: str(getattr(settings, name)).lower() for name in settings.given - {"dataset_dir"}}
-    values |= {"val_size": val_size} if val_size else {}
-    return shlex.join(["python", *(["-m", "tools.check_dataset"] if check else ["train_model.py", "level=7"]),
-                       f"dataset_dir={settings.dataset_dir}", *(f"{name}={values[name]}" for name in sorted(values))])
+    if not settings.val_size and not any(split == "test" for split, _ in targets):
+        val_size = f"val_size={VAL294 if len(targets) > VAL294 else max(1, len(targets) // 5)}"
+        lines += [f"test/ has no targets to measure on: {val_size} takes the last pairs of train/ instead"]
+        command = [*command, val_size]
+    return [*lines, f"Then: {shlex.join(command)}"]
 
 
 def find_moves(folder):
