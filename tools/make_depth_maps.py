@@ -11,7 +11,6 @@ have one keep it.
 import functools
 import math
 import pathlib
-import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -26,11 +25,8 @@ from support import devices, own_photos
 from utils import DataError, Parameter, UsageError, first_line, tf
 
 PERCENTILES = 1, 99  # of inverse depth: what becomes 0 and 255; what lies outside is clipped
-MID_GREY = 0.5  # the depth map of a constant output
 ONNX_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # onnxruntime's, the first that there is computes
-READ_AHEAD = 4  # photos that are read while the network computes
 PREVIEWED, PREVIEW_SIZE = 6, (480, 360)  # photos on the contact sheet, spread evenly over all, and their pixels
-PREVIEW_SUFFIXES = (".png", ".jpg")
 
 OUTPUTS = {  # what a network may give: how that becomes inverse depth, which is large where something is near
     "inverse": lambda values: values,
@@ -61,18 +57,18 @@ class Preset(NamedTuple):
 
 IMAGENET = {"range": (0, 1), "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 PRESETS = {  # docs/depth_maps.md says where the numbers are from
+    "none": Preset(),
     "midas_v21_small": Preset(**IMAGENET, size=(256, 256)),
     "depth_anything_v2": Preset(**IMAGENET, size=(518, 518), fit=max, multiple=14),
     "megadepth": Preset(range=(0, 1), output="log_depth", size=(384, 512), fit=None),
 }
-SET_BY_PRESET = {"range", "mean", "std", "output", "multiple"}  # parameters
 
 PARAMETERS = (
     Parameter("model", str, utils.REQUIRED, "depth network: .onnx, .tflite, a SavedModel folder, .keras or .h5"),
     Parameter("images_dir", str, None, "folder of photos, or one photo", default_text="none"),
     Parameter("depth_dir", str, None, "folder for the depth maps of images_dir", default_text="none"),
     Parameter("dataset_dir", str, None, "data set whose train/ and test/ get original_depth/", default_text="none"),
-    Parameter("preset", ("none", *PRESETS), "none", "range, mean, std, output, size and multiple of a known network"),
+    Parameter("preset", tuple(PRESETS), "none", "range, mean, std, output, size and multiple of a known network"),
     Parameter("range", str, None, "what the pixel values 0 and 255 become, as low,high",
               default_text="0,1; 0,255 if the network takes unquantised whole numbers"),
     Parameter("mean", str, "0,0,0", "is then subtracted from R,G,B"),
@@ -87,14 +83,6 @@ PARAMETERS = (
 )
 USAGE = ("python -m tools.make_depth_maps model=FILE (images_dir=PHOTOS depth_dir=FOLDER | dataset_dir=FOLDER) "
          "[name=value ...]")
-
-
-class Photo(NamedTuple):
-    """A photo, the file of its depth map, and whether it has a depth map already."""
-
-    path: pathlib.Path
-    depth: pathlib.Path
-    done: bool
 
 
 class Network(NamedTuple):
@@ -119,62 +107,47 @@ def main(argv):
     settings = utils.parse_arguments(argv, PARAMETERS, USAGE)
     preset = read_preset(settings)
     check_arguments(settings)
-    warnings.filterwarnings("ignore", module="PIL")  # about odd metadata; what cannot be read is an error all the same
-    load = find_loader(pathlib.Path(settings.model))
-    photos = find_photos(settings)
-    check_folders(settings, photos)
-    missing = [photo for photo in photos if not photo.done]
-    print(f"Photos: {len(photos)}, of which {len(photos) - len(missing)} have a depth map and keep it", flush=True)
-    failed = make_missing(settings, photos, missing, load, preset)
-    print(f"Depth maps: {len(missing) - failed} made, {len(photos) - len(missing)} kept")
-    if failed:
-        print(f"error: {failed} of {len(photos)} photos got no depth map", file=sys.stderr)
-        return 1
-    print(f"Next: {next_command(settings)}")
-    return 0
-
-
-def make_missing(settings, photos, missing, load, preset):
-    """Makes the depth maps of the photos in `missing`, the preview's first. Returns how many photos got none."""
+    warnings.simplefilter("ignore")  # Pillow's about odd metadata, TFLite's about its successor; errors are raised
+    there, missing = find_photos(settings)
+    check_folders(settings, there | missing)
+    # Training takes a data set's photos as they lie in the file, so their depth maps have to lie as they do.
     decode = functools.partial(load_dataset.read_image, mode="RGB") if settings.dataset_dir else own_photos.read_photo
-    network = open_network(settings.model, load, preset) if missing else None
-    make = functools.partial(make_depth_maps, decode=decode, network=network, preset=preset)
-    if not settings.preview:
-        return make(missing)
-    previewed = photos[::math.ceil(len(photos) / PREVIEWED)]
-    failed = make([photo for photo in missing if photo in previewed])
-    write_preview(pathlib.Path(settings.preview), previewed, decode)
-    return failed + make([photo for photo in missing if photo not in previewed])
+    network = open_network(pathlib.Path(settings.model), preset) if missing else None
+    failed, rest = 0, missing
+    if settings.preview:
+        photos = there | missing
+        previewed = list(photos)[::math.ceil(len(photos) / PREVIEWED)]
+        first, rest = ({path: missing[path] for path in missing if (path in previewed) == wanted}
+                       for wanted in (True, False))
+        failed = make_depth_maps(first, decode, network, preset)
+        write_preview(pathlib.Path(settings.preview), {path: photos[path] for path in previewed}, decode)
+    failed += make_depth_maps(rest, decode, network, preset)
+    print(f"Depth maps: {len(missing) - failed} made, {len(there)} kept, {failed} photos failed")
+    return 1 if failed else 0
 
 
 # The arguments -------------------------------------------------------------------------------------------------------
 
 
 def read_preset(settings):
-    """Returns the `Preset` that the arguments name or make up. Raises UsageError where they are wrong."""
-    by_hand = settings.given & SET_BY_PRESET
-    if settings.preset != "none":
-        preset = PRESETS[settings.preset]
-        if by_hand:
-            raise UsageError(f"{min(by_hand)}: preset={settings.preset} sets it; leave one of the two out")
-    else:
-        span = _numbers("range", settings.range, 2) if settings.range else None
-        mean, std = _numbers("mean", settings.mean, 3), _numbers("std", settings.std, 3)
-        if min(std) <= 0:
-            raise UsageError(f"std={settings.std}: must be above 0")
-        preset = Preset(span, mean, std, settings.output, multiple=settings.multiple)
-    return preset._replace(size=(settings.size, settings.size), fit=min) if settings.size else preset
+    """Returns the `Preset` that the arguments name, changed by those that are given beside it."""
+    given = {name: getattr(settings, name) for name in settings.given & {"output", "multiple"}}
+    for name, count in (("range", 2), ("mean", 3), ("std", 3)):
+        if name in settings.given:
+            given[name] = _numbers(name, getattr(settings, name), count)
+    if settings.size:
+        given |= {"size": (settings.size, settings.size), "fit": min}
+    return PRESETS[settings.preset]._replace(**given)
 
 
 def _numbers(name, text, count):
     try:
-        values = tuple(float(part) for part in text.split(","))
+        numbers = tuple(map(float, text.split(",")))
     except ValueError:
-        values = ()
-    if len(values) != count or not all(map(math.isfinite, values)):
-        raise UsageError(f"{name}={text}: must be {count} numbers with commas between them, like "
-                         f"{'0,1' if count == 2 else '0.485,0.456,0.406'}")
-    return values
+        numbers = ()
+    if len(numbers) != count:
+        raise UsageError(f"{name}={text}: must be {count} numbers with commas between them")
+    return numbers
 
 
 def check_arguments(settings):
@@ -183,94 +156,80 @@ def check_arguments(settings):
     if given not in (["images_dir", "depth_dir"], ["dataset_dir"]):
         raise UsageError(f"{' and '.join(given) or 'images_dir'}: write either images_dir=PHOTOS depth_dir=FOLDER or "
                          "dataset_dir=FOLDER, which is for a data set")
-    if settings.preview and not settings.preview.lower().endswith(PREVIEW_SUFFIXES):
-        raise UsageError(f"preview={settings.preview}: must end in {' or '.join(PREVIEW_SUFFIXES)}")
-
-
-def next_command(settings):
-    """Returns the command for what the user will want to do with the depth maps."""
-    if settings.dataset_dir:
-        return "python -m tools.check_dataset " + shlex.quote(f"dataset_dir={settings.dataset_dir}")
-    folders = f"images_dir={settings.images_dir}", f"depth_dir={settings.depth_dir}"
-    return "python test_model.py " + shlex.join(folders)
+    if settings.preview and not settings.preview.lower().endswith((".png", ".jpg")):
+        raise UsageError(f"preview={settings.preview}: must end in .png or .jpg")
 
 
 # The photos ----------------------------------------------------------------------------------------------------------
 
 
 def find_photos(settings):
-    """Returns all `Photo`s that the arguments name, in numeric order. Raises DataError if there are none."""
+    """Returns {photo: its depth map}, those that there are and those to make. Raises DataError if there is no photo."""
     if settings.images_dir:
-        photos = own_photos.find_photos(settings.images_dir)
-        return _photos(photos, pathlib.Path(settings.depth_dir), own_photos.DEPTH_SUFFIXES)
-    dataset, photos = pathlib.Path(settings.dataset_dir), []
-    for folder in filter(pathlib.Path.is_dir, (dataset / "train" / "original", dataset / "test" / "original")):
-        paths = {name: path for name, path in own_photos.find_photos(folder).items()
-                 if path.suffix.lower() in load_dataset.SUFFIXES}
-        photos += _photos(paths, folder.with_name("original_depth"), load_dataset.SUFFIXES)
-    if not photos:
-        raise DataError(f"{dataset}: holds no {', '.join(load_dataset.SUFFIXES)} in train/original/ or test/original/")
-    return photos
-
-
-def _photos(paths, folder, suffixes):
-    """Returns `Photo`s for {name: path}, whose depth maps are in `folder`, with any of `suffixes`, or will be."""
-    there = {path.stem for path in folder.iterdir() if path.suffix.lower() in suffixes} if folder.is_dir() else set()
-    return [Photo(path, folder / f"{name}.png", name in there) for name, path in paths.items()]
+        folders = {settings.images_dir: pathlib.Path(settings.depth_dir)}
+    else:
+        splits = [pathlib.Path(settings.dataset_dir) / split for split in ("train", "test")]
+        folders = {split / "original": split / "original_depth" for split in splits if (split / "original").is_dir()}
+    if not folders:
+        raise DataError(f"{settings.dataset_dir}: has no train/original/ or test/original/, which hold the photos")
+    there, missing = {}, {}
+    for images_dir, depth_dir in folders.items():
+        pairs, without = own_photos.find_pairs(images_dir, depth_dir)
+        there |= {pair.photo: pair.depth for pair in pairs}
+        missing |= {path: depth_dir / f"{path.stem}.png" for path in without}
+    return there, missing
 
 
 def check_folders(settings, photos):
     """Raises an error where photos, depth maps and preview would get mixed up, or cannot be written."""
-    sources = {photo.path.parent.resolve() for photo in photos}
-    targets = {photo.depth.parent.resolve() for photo in photos}
+    sources = {path.parent.resolve() for path in photos}
+    targets = {path.parent.resolve() for path in photos.values()}
     if sources & targets:
         raise UsageError(f"depth_dir={settings.depth_dir}: holds the photos; name another folder for the depth maps")
-    folders = sorted(targets)
-    if settings.preview:
-        preview = pathlib.Path(settings.preview)
-        if preview.resolve().parent in sources | targets or preview.exists():
-            raise DataError(f"{preview}: exists, or would be taken for a photo or a depth map there; name another file")
-        folders.append(preview.parent)
-    utils.prepare_folders(*folders)
+    preview = settings.preview and pathlib.Path(settings.preview)
+    if preview and (preview.exists() or preview.resolve().parent in sources | targets):
+        raise DataError(f"{preview}: exists, or would be taken for a photo or a depth map there; name another file")
+    utils.prepare_folders(*targets, *([preview.parent] if preview else []))
 
 
 # From the photo to the depth map -------------------------------------------------------------------------------------
 
 
 def make_depth_maps(photos, decode, network, preset):
-    """Makes depth maps, while the next photos are read in threads. Names the photos that fail and returns their number.
-
-    `decode` returns a photo's file as a Pillow RGB image. Photos of a data set must be decoded as training does, which
-    does not turn them upright: their depth maps have to lie as they do.
-    """
-    def read(photo):
-        try:
-            image = decode(photo.path)
-            return image.size, prepare(image, network, preset)
-        except DataError as error:
-            return None, error
-
+    """Writes the depth maps of {photo: depth map}. Names the photos that fail and returns their number."""
     failed = 0
     progress = utils.ProgressLine(0, len(photos), "depth maps:")
-    results = zip(photos, load_dataset.stream(read, photos, READ_AHEAD))
-    for number, (photo, (size, batch)) in enumerate(results, 1):
-        error = write_depth_map(photo, size, batch, network, preset) if size else batch
-        if error:
+    for number, (path, depth) in enumerate(photos.items(), 1):
+        try:
+            image = decode(path)
+            utils.write_image(depth, depth_map(inverse_depth(image, network, preset, path), image.size))
+        except DataError as error:
             utils.warn(str(error), kind="error")
             failed += 1
-        progress.update(number, photo.depth.name)
+        progress.update(number, depth.name)
     progress.clear()
     return failed
 
 
-def write_depth_map(photo, size, batch, network, preset):
-    """Computes and writes the depth map of a photo of (width, height). Returns a DataError where the network fails."""
+def inverse_depth(image, network, preset, path):
+    """Returns what the network sees in a Pillow RGB image: float32 (height, width), large where something is near.
+
+    Raises DataError, which names `path`, where it fails, or gives more than one channel, NaN or infinite values.
+    """
+    batch = prepare(image, network, preset)
     try:
-        values = inverse_depth(one_channel(network, batch), preset.output)
-    except DataError as error:
-        return DataError(f"{photo.path}: {error}")
-    utils.write_image(photo.depth, depth_map(values, tuple(max(1, side // 2) for side in size)))
-    return None
+        outputs = network.run(batch)
+    except Exception as error:  # whatever a stranger's network raises
+        raise DataError(f"{path}: the network fails on {batch.shape} ({first_line(error)[:300]})") from None
+    values = np.squeeze(np.float32(outputs[0]))
+    if len(outputs) != 1 or values.ndim != 2:
+        shapes = " and ".join(str(output.shape) for output in outputs)
+        raise DataError(f"{path}: the network gives {shapes}; a depth network gives one channel, (1, height, width)")
+    with np.errstate(all="ignore"):
+        inverse = OUTPUTS[preset.output](values)
+    if not np.isfinite(inverse).all():
+        raise DataError(f"{path}: gives NaN or infinite values; do preset=, range=, mean=, std= and output= fit?")
+    return inverse
 
 
 def prepare(image, network, preset):
@@ -304,92 +263,56 @@ def input_size(network, photo_size, preset):
     return tuple(fixed or side for fixed, side in zip(shape, free))
 
 
-def one_channel(network, batch):
-    """Returns what the network gives for a batch of one, float32 (height, width). Raises DataError on more channels."""
-    try:
-        outputs = network.run(batch)
-    except Exception as error:  # whatever a stranger's network raises
-        raise DataError(f"the network fails on {_shape_text(batch.shape)} ({first_line(error)[:300]})") from None
-    values = np.squeeze(np.float32(outputs[0]))
-    if len(outputs) != 1 or values.ndim != 2:
-        shapes = " and ".join(_shape_text(output.shape) for output in outputs)
-        raise DataError(f"the network gives {shapes}; a depth network gives one channel, 1 x height x width")
-    return values
-
-
-def inverse_depth(values, output):
-    """Returns what the network gave, one of OUTPUTS, as values that are large where something is near.
-
-    Raises DataError where these are NaN or infinite.
-    """
-    with np.errstate(all="ignore"):
-        inverse = OUTPUTS[output](values)
-    if not np.isfinite(inverse).all():
-        raise DataError("the network gives NaN or infinite values; do preset=, range=, mean=, std= and output= fit it?")
-    return inverse
-
-
 def depth_map(values, size):
-    """Returns inverse depth, float32 (h, w) of any scale, as uint8 (height, width) for a `size` of (width, height).
+    """Returns inverse depth, float32 of any shape and scale, as uint8 at half the `size`, (width, height), of a photo.
 
     The 1st percentile becomes 0 and the 99th 255; what lies beyond is clipped, so that a few odd pixels do not take all
-    the contrast. A constant becomes 128.
+    the contrast. A constant becomes 0.
     """
     low, high = np.percentile(values, PERCENTILES)
-    scaled = np.full_like(values, MID_GREY) if low == high else np.clip((values - low) / (high - low), 0, 1)
-    return utils.to_uint8(Image.fromarray(np.float32(scaled)).resize(size, Image.Resampling.BICUBIC))
+    scaled = np.clip((values - low) / ((high - low) or 1), 0, 1)
+    half = tuple(max(1, side // 2) for side in size)
+    return utils.to_uint8(Image.fromarray(np.float32(scaled)).resize(half, Image.Resampling.BICUBIC))
 
 
-def write_preview(path, photos, decode):
-    """Writes a contact sheet of the photos that have a depth map, photo | depth map, and prints what it shows."""
+def write_preview(sheet, photos, decode):
+    """Writes a contact sheet of {photo: depth map}, without those that cannot be read, and prints what it shows."""
     rows = {}
-    for photo in photos:
+    for path, depth in photos.items():
         try:
-            pictures = decode(photo.path), Image.open(photo.depth).convert("RGB")
+            pictures = decode(path), Image.open(depth).convert("RGB")
         except Exception:  # a photo that is damaged, or whose depth map is missing, or not an image
             continue
-        rows[photo.path.name] = np.hstack([ImageOps.pad(picture, PREVIEW_SIZE, color="white") for picture in pictures])
+        rows[path.name] = np.hstack([ImageOps.pad(picture, PREVIEW_SIZE, color="white") for picture in pictures])
     if not rows:
-        print(f"{path}: not written, there is no depth map to show")
+        print(f"{sheet}: not written, there is no depth map to show")
         return
-    utils.write_image(path, np.vstack(list(rows.values())))
-    print(f"Preview: {path} shows {', '.join(rows)} beside their depth maps (near things must be bright)", flush=True)
+    utils.write_image(sheet, np.vstack(list(rows.values())))
+    print(f"Preview: {sheet} shows {', '.join(rows)} beside their depth maps (near things must be bright)", flush=True)
 
 
 # Networks ------------------------------------------------------------------------------------------------------------
 
 
-def find_loader(path):
-    """Returns the function that loads the kind of network that `path` is. Raises DataError if it is none."""
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder (docs/depth_maps.md names networks and where they are)")
+def open_network(path, preset):
+    """Loads a network and tries it on a picture of noise. Raises DataError where it is none, or does not fit."""
     load = load_saved_model if path.is_dir() else LOADERS.get(path.suffix.lower())
-    if load is None:
-        raise DataError(f"{path}: is no {', '.join(LOADERS)} file and no SavedModel folder")
-    return load
-
-
-def open_network(path, load, preset):
-    """Loads a network and tries it on a grey picture. Raises DataError where it does not fit."""
+    if load is None or not path.exists():
+        raise DataError(f"{path}: must be a {', '.join(LOADERS)} file or a SavedModel folder (docs/depth_maps.md names "
+                        "networks and where they are)")
     if load is not load_onnx:
         devices.start_tensorflow()
     try:
-        network = load(pathlib.Path(path))
-        check_input(network)
-        one_channel(network, prepare(Image.new("RGB", (512, 384), "grey"), network, preset))
+        network = load(path)
     except Exception as error:  # a reader of foreign files raises anything
-        raise DataError(f"{path}: cannot be used as a depth network ({first_line(error)[:300]})") from None
-    shape, kind = _shape_text(network.shape[1:]), np.dtype(network.dtype).name
-    print(f"Network: {path}, takes {shape} {kind}{network.where}", flush=True)
-    return network
-
-
-def check_input(network):
-    """Raises DataError unless the network takes one RGB image."""
+        raise DataError(f"{path}: cannot be loaded ({first_line(error)[:300]})") from None
     shape = network.shape
     if len(shape) != 4 or shape[0] not in (1, None) or 3 not in (shape[1], shape[3]):
-        raise DataError(f"the network takes {_shape_text(shape)}; a depth network takes one RGB image, "
-                        "1 x height x width x 3 or 1 x 3 x height x width")
+        raise DataError(f"{path}: takes {shape}; a depth network takes one RGB image, (1, height, width, 3) or "
+                        "(1, 3, height, width)")
+    inverse_depth(Image.effect_noise((512, 384), 16).convert("RGB"), network, preset, path)
+    print(f"Network: {path}, takes {shape} {np.dtype(network.dtype).name}{network.where}", flush=True)
+    return network
 
 
 def load_onnx(path):
@@ -416,9 +339,7 @@ def load_onnx(path):
 
 def load_tflite(path):
     """Loads a .tflite file as a `Network`. Quantised numbers q have the value scale * (q - zero point)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it announces its successor, which TensorFlow 2.16 does not have
-        interpreter = tf.lite.Interpreter(model_path=str(path), num_threads=load_dataset.processors())
+    interpreter = tf.lite.Interpreter(model_path=str(path), num_threads=load_dataset.processors())
     detail = interpreter.get_input_details()[0]
 
     def run(batch):
@@ -426,17 +347,15 @@ def load_tflite(path):
         interpreter.allocate_tensors()
         interpreter.set_tensor(detail["index"], batch)
         interpreter.invoke()
-        return [_dequantised(interpreter.get_tensor(output["index"]), output)
-                for output in interpreter.get_output_details()]
+        outputs = []
+        for output in interpreter.get_output_details():
+            values, (scale, zero_point) = interpreter.get_tensor(output["index"]), output["quantization"]
+            outputs.append((np.float32(values) - zero_point) * np.float32(scale) if scale else values)
+        return outputs
 
     shape = tuple(None if length < 0 else int(length) for length in detail["shape_signature"])
     quantisation = detail["quantization"] if detail["quantization"][0] else None
     return Network(run, shape, detail["dtype"], quantisation, " (TFLite computes on the CPU)")
-
-
-def _dequantised(values, detail):
-    scale, zero_point = detail["quantization"]  # a scale of 0 if it is not quantised
-    return (np.float32(values) - zero_point) * np.float32(scale) if scale else values
 
 
 def load_saved_model(path):
@@ -457,16 +376,11 @@ def load_keras(path):
     """Loads a Keras file as a `Network`. Code in the file (Lambda layers) is not run, and makes it unreadable."""
     keras_model = tf.keras.models.load_model(path, compile=False)
     tensor = keras_model.inputs[0]
-    predict = tf.function(lambda batch: keras_model(batch, training=False), autograph=False, reduce_retracing=True)
-    return Network(lambda batch: [output.numpy() for output in tf.nest.flatten(predict(tf.constant(batch)))],
+    return Network(lambda batch: [output.numpy() for output in tf.nest.flatten(keras_model(batch, training=False))],
                    tuple(tensor.shape), tf.as_dtype(tensor.dtype).as_numpy_dtype)
 
 
 LOADERS = {".onnx": load_onnx, ".tflite": load_tflite, ".keras": load_keras, ".h5": load_keras, ".hdf5": load_keras}
-
-
-def _shape_text(shape):
-    return " x ".join("any" if length is None else str(length) for length in shape) or "a single number"
 
 
 if __name__ == "__main__":
