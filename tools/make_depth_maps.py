@@ -105,28 +105,28 @@ class Network(NamedTuple):
 def main(argv):
     """Makes the depth maps that the arguments ask for. Returns the exit status: 1 if a photo got none."""
     settings = utils.parse_arguments(argv, PARAMETERS, USAGE)
-    preset = read_preset(settings)
-    check_arguments(settings)
+    preset, sheet = read_preset(settings), pathlib.Path(settings.preview or "")
+    if settings.preview and (sheet.exists() or sheet.suffix.lower() not in (".png", ".jpg")):
+        raise UsageError(f"preview={sheet}: must be a new file that ends in .png or .jpg")
     warnings.simplefilter("ignore")  # Pillow's about odd metadata, TFLite's about its successor; errors are raised
-    there, missing = find_photos(settings)
-    check_folders(settings, there | missing)
+    photos = find_photos(settings)
+    utils.prepare_folders(*{depth.parent for depth in photos.values()})
     # Training takes a data set's photos as they lie in the file, so their depth maps have to lie as they do.
     decode = functools.partial(load_dataset.read_image, mode="RGB") if settings.dataset_dir else own_photos.read_photo
-    network = open_network(pathlib.Path(settings.model), preset) if missing else None
-    failed, rest = 0, missing
+    kept = sum(depth.exists() for depth in photos.values())
+    network = open_network(pathlib.Path(settings.model), preset) if kept < len(photos) else None
+    previewed = {}
     if settings.preview:
-        photos = there | missing
-        previewed = list(photos)[::math.ceil(len(photos) / PREVIEWED)]
-        first, rest = ({path: missing[path] for path in missing if (path in previewed) == wanted}
-                       for wanted in (True, False))
-        failed = make_depth_maps(first, decode, network, preset)
-        write_preview(pathlib.Path(settings.preview), {path: photos[path] for path in previewed}, decode)
-    failed += make_depth_maps(rest, decode, network, preset)
-    print(f"Depth maps: {len(missing) - failed} made, {len(there)} kept, {failed} photos failed")
+        previewed = dict(list(photos.items())[::math.ceil(len(photos) / PREVIEWED)])
+        make_depth_maps(previewed, decode, network, preset)
+        write_preview(sheet, previewed, decode)
+    make_depth_maps({path: photos[path] for path in photos if path not in previewed}, decode, network, preset)
+    failed = sum(not depth.exists() for depth in photos.values())
+    print(f"Depth maps: {len(photos) - kept - failed} made, {kept} kept, {failed} photos failed")
     return 1 if failed else 0
 
 
-# The arguments -------------------------------------------------------------------------------------------------------
+# The arguments, and the photos that they name ------------------------------------------------------------------------
 
 
 def read_preset(settings):
@@ -150,21 +150,12 @@ def _numbers(name, text, count):
     return numbers
 
 
-def check_arguments(settings):
-    """Raises UsageError for arguments that do not go together."""
+def find_photos(settings):
+    """Returns {photo: its depth map, which may be missing}. Raises UsageError, or DataError where there is no photo."""
     given = [name for name in ("images_dir", "depth_dir", "dataset_dir") if getattr(settings, name)]
     if given not in (["images_dir", "depth_dir"], ["dataset_dir"]):
         raise UsageError(f"{' and '.join(given) or 'images_dir'}: write either images_dir=PHOTOS depth_dir=FOLDER or "
                          "dataset_dir=FOLDER, which is for a data set")
-    if settings.preview and not settings.preview.lower().endswith((".png", ".jpg")):
-        raise UsageError(f"preview={settings.preview}: must end in .png or .jpg")
-
-
-# The photos ----------------------------------------------------------------------------------------------------------
-
-
-def find_photos(settings):
-    """Returns {photo: its depth map}, those that there are and those to make. Raises DataError if there is no photo."""
     if settings.images_dir:
         folders = {settings.images_dir: pathlib.Path(settings.depth_dir)}
     else:
@@ -172,43 +163,31 @@ def find_photos(settings):
         folders = {split / "original": split / "original_depth" for split in splits if (split / "original").is_dir()}
     if not folders:
         raise DataError(f"{settings.dataset_dir}: has no train/original/ or test/original/, which hold the photos")
-    there, missing = {}, {}
+    photos = {}
     for images_dir, depth_dir in folders.items():
         pairs, without = own_photos.find_pairs(images_dir, depth_dir)
-        there |= {pair.photo: pair.depth for pair in pairs}
-        missing |= {path: depth_dir / f"{path.stem}.png" for path in without}
-    return there, missing
-
-
-def check_folders(settings, photos):
-    """Raises an error where photos, depth maps and preview would get mixed up, or cannot be written."""
-    sources = {path.parent.resolve() for path in photos}
-    targets = {path.parent.resolve() for path in photos.values()}
-    if sources & targets:
-        raise UsageError(f"depth_dir={settings.depth_dir}: holds the photos; name another folder for the depth maps")
-    preview = settings.preview and pathlib.Path(settings.preview)
-    if preview and (preview.exists() or preview.resolve().parent in sources | targets):
-        raise DataError(f"{preview}: exists, or would be taken for a photo or a depth map there; name another file")
-    utils.prepare_folders(*targets, *([preview.parent] if preview else []))
+        if any(pair.photo.samefile(pair.depth) for pair in pairs):
+            raise UsageError(f"depth_dir={depth_dir}: holds the photos; name another folder for the depth maps")
+        photos |= {pair.photo: pair.depth for pair in pairs}
+        photos |= {path: depth_dir / f"{path.stem}.png" for path in without}
+    return photos
 
 
 # From the photo to the depth map -------------------------------------------------------------------------------------
 
 
 def make_depth_maps(photos, decode, network, preset):
-    """Writes the depth maps of {photo: depth map}. Names the photos that fail and returns their number."""
-    failed = 0
-    progress = utils.ProgressLine(0, len(photos), "depth maps:")
-    for number, (path, depth) in enumerate(photos.items(), 1):
+    """Writes those depth maps of {photo: depth map} that do not exist yet, and names the photos that fail."""
+    missing = {path: depth for path, depth in photos.items() if not depth.exists()}
+    progress = utils.ProgressLine(0, len(missing), "depth maps:")
+    for number, (path, depth) in enumerate(missing.items(), 1):
         try:
             image = decode(path)
             utils.write_image(depth, depth_map(inverse_depth(image, network, preset, path), image.size))
         except DataError as error:
             utils.warn(str(error), kind="error")
-            failed += 1
         progress.update(number, depth.name)
     progress.clear()
-    return failed
 
 
 def inverse_depth(image, network, preset, path):
@@ -223,20 +202,16 @@ def inverse_depth(image, network, preset, path):
         raise DataError(f"{path}: the network fails on {batch.shape} ({first_line(error)[:300]})") from None
     values = np.squeeze(np.float32(outputs[0]))
     if len(outputs) != 1 or values.ndim != 2:
-        shapes = " and ".join(str(output.shape) for output in outputs)
+        shapes = [output.shape for output in outputs]
         raise DataError(f"{path}: the network gives {shapes}; a depth network gives one channel, (1, height, width)")
-    with np.errstate(all="ignore"):
-        inverse = OUTPUTS[preset.output](values)
+    inverse = OUTPUTS[preset.output](values)
     if not np.isfinite(inverse).all():
-        raise DataError(f"{path}: gives NaN or infinite values; do preset=, range=, mean=, std= and output= fit?")
+        raise DataError(f"{path}: the network gives NaN or infinite values; do preset=, mean=, std=, output= fit it?")
     return inverse
 
 
 def prepare(image, network, preset):
-    """Makes a Pillow RGB image the batch of one that the network takes: its size, layout, type and value range.
-
-    The image is resized with Pillow's bicubic filter, whose pixel areas are aligned at the borders.
-    """
+    """Makes a Pillow RGB image the batch of one that the network takes: its size, layout, type and value range."""
     height, width = input_size(network, image.size, preset)
     pixels = np.float64(image.resize((width, height), Image.Resampling.BICUBIC))
     is_integer = np.issubdtype(network.dtype, np.integer)
@@ -284,11 +259,9 @@ def write_preview(sheet, photos, decode):
         except Exception:  # a photo that is damaged, or whose depth map is missing, or not an image
             continue
         rows[path.name] = np.hstack([ImageOps.pad(picture, PREVIEW_SIZE, color="white") for picture in pictures])
-    if not rows:
-        print(f"{sheet}: not written, there is no depth map to show")
-        return
-    utils.write_image(sheet, np.vstack(list(rows.values())))
-    print(f"Preview: {sheet} shows {', '.join(rows)} beside their depth maps (near things must be bright)", flush=True)
+    if rows:
+        utils.write_image(sheet, np.vstack(list(rows.values())))
+        print(f"Preview: {sheet} shows {', '.join(rows)} beside their depth maps: near must be bright", flush=True)
 
 
 # Networks ------------------------------------------------------------------------------------------------------------
