@@ -242,6 +242,6 @@ def test_download_comes_to_a_trained_level_and_its_metrics_by_the_commands_of_th
 
     trained = call(train_model, *readme_command("train_model.py", "level=7"), *QUICK_LEVEL_7)
     assert trained.status == 0 and "Data: 16 training and 4 test photos in ebb_dataset/" in trained.out
-    assert "Level 7: iterations 0 to 2, test loss " in call(plot_logs, *readme_command("tools.plot_logs")).out
+    assert "Level 7: iteration 2, training " in call(plot_logs, *readme_command("tools.plot_logs")).out
     rendered = call(test_model, *readme_command("test_model.py", "val_size=294"), "level=7")
     assert rendered.status == 0 and "4/4 " in rendered.out

@@ -113,8 +113,8 @@ def test_picture_is_written_and_the_end_of_each_level_printed(workplace, call):
               heading(3), evaluation(1000, 22, more=", ms-ssim: 0.9"))
     done = call(plot_logs)
     assert (done.status, done.err) == (0, "")
-    assert "Level 7: iterations 0 to 2000, test loss 8.5, PSNR 21 dB" in done.out
-    assert "Level 3: iterations 0 to 1000, test loss 8.5, PSNR 22 dB, MS-SSIM 0.9" in done.out
+    assert "Level 7: iteration 2000, training 9.5, test 8.5, mse 0.01, psnr 21, l1 0.085\n" in done.out
+    assert "Level 3: iteration 1000, training 9.5, test 8.5, mse 0.01, psnr 22, l1 0.085, ms-ssim 0.9\n" in done.out
     assert (utils.RESULTS / "training.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -132,7 +132,7 @@ def test_missing_matplotlib_is_one_line_after_the_numbers(workplace, call, monke
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     write_log(workplace, ORIGINAL_LINE)
     done = call(plot_logs, "log=logs.txt", "level=2")
-    assert done.status == 1 and "Level 2: iterations 0 to 1000" in done.out
+    assert done.status == 1 and "Level 2: iteration 1000, " in done.out
     assert "pip install matplotlib" in done.err and done.err.count("\n") == 1 and not utils.RESULTS.exists()
 
 

@@ -36,7 +36,9 @@ def main(argv):
     settings = utils.parse_arguments(argv, PARAMETERS, USAGE)
     levels = read_log(settings.log, settings.level)
     for level, evaluations in levels.items():
-        print(summary(level, evaluations))
+        iteration, metrics = max(evaluations.items())
+        ends = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        print(f"Level {level or 'not known'}: iteration {iteration}, {ends}")
     figure = draw(levels)
     utils.prepare_folders(RESULTS)
     with utils.whole_file(PICTURE) as partial:
@@ -75,14 +77,6 @@ def read_log(path, level=None):
     return dict(sorted(levels.items(), key=lambda item: -(item[0] or math.inf)))
 
 
-def summary(level, evaluations):
-    """Returns "Level 3: iterations 0 to 30000, test loss 3.1, PSNR 23.4 dB, MS-SSIM 0.91"."""
-    last = evaluations[max(evaluations)]
-    ms_ssim = f", MS-SSIM {last['ms-ssim']:.4g}" if "ms-ssim" in last else ""
-    return (f"Level {level or 'not known'}: iterations 0 to {max(evaluations)}, test loss {last['test']:.4g}, "
-            f"PSNR {last.get('psnr', math.nan):.4g} dB{ms_ssim}")
-
-
 def draw(levels):
     """Returns a matplotlib figure of what `read_log` returned. Raises DataError where matplotlib is missing."""
     try:
@@ -98,22 +92,17 @@ def draw(levels):
         axes.set_ylabel(title)
         axes.vlines(starts[:-1], 0, 1, "lightgrey", transform=axes.get_xaxis_transform())
         for name, label in curves.items():
-            axes.plot(*_curve(levels, starts, name), ".-", label=label)
+            points = []
+            for start, evaluations in zip(starts, levels.values()):
+                points += [(start + iteration, values.get(name, math.nan)) for iteration, values in evaluations.items()]
+                points.append((math.nan, math.nan))  # leaves a gap
+            axes.plot(*zip(*points), ".-", label=label)
     all_axes[0].set_yscale("log", nonpositive="mask")
     all_axes[0].legend()
     top = all_axes[0].secondary_xaxis("top", xlabel="level")
     top.set_xticks(starts[:-1], [level or "?" for level in levels])
     all_axes[-1].set_xlabel("total iterations")
     return figure
-
-
-def _curve(levels, starts, name):
-    """Returns total iterations and values of a metric, with NaN between two levels, which leaves a gap."""
-    iterations, values = [], []
-    for start, evaluations in zip(starts, levels.values()):
-        iterations += [*(start + iteration for iteration in evaluations), math.nan]
-        values += [*(metrics.get(name, math.nan) for metrics in evaluations.values()), math.nan]
-    return iterations, values
 
 
 if __name__ == "__main__":
