@@ -118,14 +118,13 @@ def find_moves(folder):
 
 def check_pair(pair):
     """Decodes the files of a pair. Returns their problems, a list of texts."""
-    images, problems = {}, []
+    images, problems = [], []
     for path, mode in ((pair.photo, "RGB"), (pair.depth, "L"), (pair.bokeh, "RGB")):
         try:
-            images[path] = path and load_dataset.read_image(path, mode)
+            images.append(path and load_dataset.read_image(path, mode))
         except DataError as error:
             problems.append(str(error))
-    photo, bokeh = images.get(pair.photo), images.get(pair.bokeh)
-    if photo and bokeh and resemblance(photo, bokeh) < MIN_RESEMBLANCE:
+    if pair.bokeh and not problems and resemblance(images[0], images[2]) < MIN_RESEMBLANCE:
         problems.append(f"{pair.bokeh}: does not show the scene of {pair.photo}")
     return problems
 
