@@ -89,12 +89,12 @@ def write_dataset(folder, train_count, test_count, size=(1536, 1024), seed=0, ph
         present = {path.stem for path in (split / "original").iterdir()}
         scenes += [(split, str(number), size, [seed, index, number], photos)
                    for number in range(count) if str(number) not in present]
-    pool = concurrent.futures.ThreadPoolExecutor
+    workers = concurrent.futures.ThreadPoolExecutor(load_dataset.processors())
     if len(scenes) > MAX_SCENES_HERE:  # spawned, since a fork of a process with TensorFlow's threads can hang
         spawn = multiprocessing.get_context("spawn")
-        pool = functools.partial(concurrent.futures.ProcessPoolExecutor, mp_context=spawn)
+        workers = concurrent.futures.ProcessPoolExecutor(load_dataset.processors(), mp_context=spawn)
     progress = utils.ProgressLine(0, len(scenes), "scene")
-    with pool(load_dataset.processors()) as workers:
+    with workers:
         for done, path in enumerate(workers.map(_write_scene, scenes), 1):
             progress.update(done, str(path))
     progress.clear()
@@ -179,17 +179,15 @@ def _spread(planes, diameter):
     if diameter < 0.75:
         return planes, 0
     factor = 4 if diameter >= 28 else 2 if diameter >= 14 else 1  # a smaller size makes no visible difference
-    if factor > 1:
-        planes = np.pad(planes, [(0, 0), *((0, -side % factor) for side in planes.shape[1:])])
-        planes = np.stack([Image.fromarray(plane).reduce(factor) for plane in planes])
+    planes = np.pad(planes, [(0, 0), *((0, -side % factor) for side in planes.shape[1:])])
+    planes = np.stack([Image.fromarray(plane).reduce(factor) for plane in planes])
     disc = _disc(diameter / factor)
     height, width = (side + len(disc) - 1 for side in planes.shape[1:])
     shape = [scipy.fft.next_fast_len(side, real=True) for side in (height, width)]
     spectrum = scipy.fft.rfft2(planes, shape) * scipy.fft.rfft2(disc, shape)
     planes = np.maximum(scipy.fft.irfft2(spectrum, shape)[:, :height, :width], 0)  # the transform rounds below 0
-    if factor > 1:
-        size = width * factor, height * factor
-        planes = np.stack([Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR) for plane in planes])
+    size = width * factor, height * factor
+    planes = np.stack([Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR) for plane in planes])
     return planes, len(disc) // 2 * factor
 
 
@@ -297,9 +295,8 @@ def _draw_thing(radius, solid_share, photos, random):
     """Returns rgba of something solid, or of twigs with or without leaves, wires, or the bars of a fence."""
     aspect = _log_uniform(random, 0.8, 1.25)
     height, width = max(8, round(2 * radius * aspect)), max(8, round(2 * radius / aspect))
-    rgba = np.zeros((4, height, width), np.float32)
     if random.random() < solid_share:
-        _lay_over(rgba, _draw_solid(height, width, photos, random), 0, 0)
+        rgba = _draw_solid(height, width, photos, random)
         for _ in range(random.integers(0, 8)):  # parts with a power law of sizes
             share = 0.15 / math.sqrt(1 - 0.94 * random.random())
             part = _draw_solid(max(6, round(height * share)), max(6, round(width * share)), photos, random)
