@@ -113,7 +113,7 @@ def crop_files():
 def labelled(label, file):
     """Returns the picture of a file with a line of text above it and a gap around both."""
     with Image.open(file) as image:
-        picture = ImageOps.pad(image.convert("RGB"), PICTURE_SIZE, Image.Resampling.LANCZOS, "white")
+        picture = ImageOps.pad(image.convert("RGB"), PICTURE_SIZE, Image.Resampling.LANCZOS, "white", (0.5, 0))
     panel = ImageOps.expand(picture, (GAP, LABEL_HEIGHT, GAP, GAP), "white")
     ImageDraw.Draw(panel).text((GAP, 0), label, "black", ImageFont.load_default(FONT_SIZE))
     return panel
