@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from support import devices
 from tools import benchmark
 
 
@@ -27,10 +28,20 @@ def test_a_row_has_the_rate_the_limit_and_their_ratio():
     assert benchmark.row(without) == "| data | 80 a second |  |  |  | 2.0 GB |"
 
 
-def test_work_and_plain_convolution_are_measured_in_turns_without_the_first_call():
+def test_functions_are_measured_in_turns_without_the_first_calls(monkeypatch):
+    monkeypatch.setattr(benchmark, "REPETITIONS", 3)
     calls = []
-    seconds, best = benchmark.alternate(lambda: calls.append(1), "float32", 3)
-    assert len(calls) == 4 and 0 < seconds < 1 and best > 0
+    seconds = benchmark.alternate(lambda: calls.append("a"), lambda: calls.append("b"))
+    assert "".join(calls) == "abababab" and len(seconds) == 2 and 0 < min(seconds) <= max(seconds) < 1
+
+
+def test_training_and_rendering_are_measured_beside_a_plain_convolution(monkeypatch):
+    monkeypatch.setattr(benchmark, "REPETITIONS", 1)
+    monkeypatch.setattr(benchmark, "PHOTO_SIZE", (192, 128))
+    for prepare, what in ((benchmark.rendering, "render 128 x 192, level 7"), (benchmark.training, "training step, ")):
+        found = benchmark.computing(prepare, 7, "float32", "0.125")
+        assert found["what"].startswith(what) and found["what"].endswith("width 0.125, float32")
+        assert found["gflops"] > 0 and found["best_gflops"] > 0
 
 
 def test_the_command_prints_a_markdown_table_with_machine_versions_and_date(dataset):
@@ -44,7 +55,8 @@ def test_the_command_prints_a_markdown_table_with_machine_versions_and_date(data
     assert re.match(r"\| training pairs, level 7 \| \d+ a second, \d+\.\d times the \d+ of one core", row)
 
 
-def test_the_first_update_is_that_of_the_real_training(dataset, workplace):
+def test_the_first_update_is_that_of_the_real_training(dataset, workplace, monkeypatch):
+    monkeypatch.setattr(devices, "take_step", devices.take_step)  # given back after the test
     found = benchmark.first_update(7, "float32", "0.125", str(dataset), started=benchmark.time.time())
     assert found["what"] == "process start to first update, level 7, width 0.125, float32"
     assert float(found["result"].split()[0]) > 0

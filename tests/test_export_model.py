@@ -4,6 +4,7 @@ All exports are of a network of an eighth of the paper's width, whose weights st
 """
 
 import functools
+import importlib.util
 import os
 import pathlib
 import re
@@ -24,12 +25,18 @@ EXPORTS = {  # name of the file: level, arguments
     "pynet.keras": (6, ["height=50", "width=70"]),
     "pynet.tflite": (1, ["height=50", "width=70"]),
     "half.tflite": (7, ["precision=float16", "height=64", "width=96"]),
+    "pynet.onnx": (1, []),
 }
+ONNX_PACKAGES = [package for package in ("tf2onnx", "onnxruntime") if importlib.util.find_spec(package) is None]
+WRITTEN = [name for name in EXPORTS if not (name.endswith(".onnx") and ONNX_PACKAGES)]  # the others are skipped
+NAMES = [pytest.param(name, marks=[] if name in WRITTEN else pytest.mark.skip(f"needs {ONNX_PACKAGES}"))
+         for name in EXPORTS]
 SHAPES = {  # images, height and width of the photos that each is tried with
     "pynet": [(1, 64, 96), (2, 90, 33)],
     "pynet.keras": [(1, 50, 70)],
     "pynet.tflite": [(1, 50, 70)],
     "half.tflite": [(1, 64, 96)],
+    "pynet.onnx": [(1, 64, 96), (2, 90, 33)],
 }
 LOADING = """
 import importlib.util, sys
@@ -41,6 +48,10 @@ def load(name):  # as in the README
         return lambda photo, depth: model({"photo": photo, "depth": depth})["image"]
     if name.endswith(".tflite"):
         return tf.lite.Interpreter(name).get_signature_runner()
+    if name.endswith(".onnx"):
+        import onnxruntime
+        session = onnxruntime.InferenceSession(name)
+        return lambda photo, depth: session.run(["image"], {"photo": photo, "depth": depth})[0]
     return tf.saved_model.load(name).signatures["serving_default"]
 
 assert importlib.util.find_spec("model") is None and importlib.util.find_spec("utils") is None
@@ -76,7 +87,7 @@ def small_checkpoint(small_pynet, tmp_path_factory):
 def photos():
     """{name of the export: [float32 (images, height, width, 4), ...]}"""
     return {name: [np.float32([export_model.trial_photo(height, width)] * images) for images, height, width in shapes]
-            for name, shapes in SHAPES.items()}
+            for name, shapes in SHAPES.items() if name in WRITTEN}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +95,7 @@ def exported(module_workplace, small_checkpoint, link_checkpoint, call):
     """{name: Call}: all of them, written to the current folder."""
     link_checkpoint(small_checkpoint, utils.SMALL)
     return {name: call(export_model, "small=true", f"level={level}", f"out={name}", *arguments)
-            for name, (level, arguments) in EXPORTS.items()}
+            for name, (level, arguments) in EXPORTS.items() if name in WRITTEN}
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +126,7 @@ def render(pynet, level, photos):
 # What is exported ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", EXPORTS)
+@pytest.mark.parametrize("name", NAMES)
 def test_export_computes_what_the_network_does_without_this_repository(name, small_pynet, photos, rendered):
     for photo, found in zip(photos[name], rendered[name], strict=True):
         expected = render(small_pynet, EXPORTS[name][0], photo)
@@ -139,7 +150,7 @@ def test_float16_takes_two_bytes_for_a_weight(exported, small_pynet):
     assert 2 < os.path.getsize("half.tflite") / weights < 2.5
 
 
-@pytest.mark.parametrize("name", EXPORTS)
+@pytest.mark.parametrize("name", NAMES)
 def test_difference_to_the_network_is_printed(exported, name):
     done = exported[name]
     assert done.status == 0 and "use_gpu" not in done.out
@@ -150,7 +161,7 @@ def test_difference_to_the_network_is_printed(exported, name):
 
 def test_nothing_else_is_left(exported, module_workplace):
     left = {path.name for path in module_workplace.iterdir() if path.suffix != ".npy"}
-    assert left == {"models", *EXPORTS}
+    assert left == {"models", *WRITTEN}
 
 
 # What is not exported ------------------------------------------------------------------------------------------------
@@ -194,6 +205,14 @@ def test_network_without_depth_maps_is_one_line(workplace, call):
     assert done.status == 1 and "without depth maps" in done.err and done.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("package", ["tf2onnx", "onnxruntime"])
+def test_missing_package_is_one_line(workplace, call, monkeypatch, package):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find("pytest"))
+    done = call(export_model, "small=true", "out=pynet.onnx")
+    assert (done.status, done.err) == (1, f"error: {package} is missing: pip install tf2onnx onnxruntime\n")
+
+
 def test_missing_checkpoint_is_one_line(workplace, call):
     done = call(export_model, "level=3", "out=pynet")
     assert done.status == 1 and "no checkpoint of level 3" in done.err and done.err.count("\n") == 1
@@ -206,10 +225,12 @@ WRONG_CALLS = {  # the arguments, and what the one line has to say
     "level=1": ["out", "missing"],
     "out=x.tflite format=keras height=64 width=64": ["out=x.tflite", ".keras"],
     "out=x format=tflite height=64 width=64": ["out=x", ".tflite"],
-    "out=x.keras format=saved_model": ["out=x.keras", ".keras"],
+    "out=x.keras format=onnx": ["out=x.keras", ".onnx"],
     "out=x.tflite": ["height, width", "tflite"],
     "out=x.keras width=64": ["height", "keras"],
     "out=x height=64 width=64": ["any size"],
+    "out=x.onnx height=64 width=64": ["any size"],
+    "out=x.onnx precision=float16": ["precision=float16", "tflite"],
     "out=x.tflite height=31 width=64": ["height=31"],
     "out=x precision=float16": ["precision=float16", "tflite"],
     "out=x orig=true restore_iter=3": ["restore_iter", "orig"],
@@ -224,7 +245,8 @@ def test_wrong_call_is_answered_with_one_line(workplace, call, wrong_call):
     assert [word for word in WRONG_CALLS[wrong_call] if word not in done.err] == []
 
 
-@pytest.mark.parametrize("out, expected", [("x", "saved_model"), ("x.TFLite", "tflite"), ("my.net/x.keras", "keras")])
+@pytest.mark.parametrize("out, expected", [("x", "saved_model"), ("x.TFLite", "tflite"), ("my.net/x.keras", "keras"),
+                                           ("x.onnx", "onnx")])
 def test_format_follows_the_ending(out, expected):
     assert export_model.find_format(None, pathlib.Path(out)) == expected
     assert export_model.find_format(expected, pathlib.Path(out)) == expected
@@ -232,4 +254,4 @@ def test_format_follows_the_ending(out, expected):
 
 def test_help_lists_the_words(call):
     text = call(export_model, "help").out
-    assert "saved_model, tflite or keras" in text and "float32 or float16" in text
+    assert "saved_model, tflite, keras or onnx" in text and "float32 or float16" in text

@@ -2,11 +2,11 @@
 
 The exported model takes the photo and the depth map as they are decoded, both at half the photo's size. Scaling,
 padding to what the network takes, cutting back and clipping are inside. It is made of built-in layers and operations
-only: a SavedModel, a Keras file and a TFLite file each load where this repository is not. Before the file gets its name
-it is loaded and compared with the network.
+only. Before the file gets its name it is loaded and compared with the network.
 """
 
-import math
+import functools
+import importlib.util
 import pathlib
 import sys
 import tempfile
@@ -20,25 +20,27 @@ import utils
 from support import checkpoints, devices
 from utils import DataError, Parameter, UsageError, first_line, tf
 
-FORMATS = {"saved_model": "", "tflite": ".tflite", "keras": ".keras"}  # and how the names of such files end
+FORMATS = {"": "saved_model", ".tflite": "tflite", ".keras": "keras", ".onnx": "onnx"}  # by the ending of the file
+FIXED_SIZE = ("tflite", "keras")  # the others take photos of any size
 CHANNELS = {"photo": 3, "depth": 1}  # of the inputs of what is exported
 LARGEST_DIFFERENCE = 1e-4  # of any pixel from the network's, where 1 is white
 LOWEST_PSNR = 50.0  # in dB, of float16
 SMALLEST_SIDE = 32  # pixels of the input, one pixel of level 7
-TRIAL_SIZE = 88, 120  # height and width of the photo that a SavedModel is tried with
+TRIAL_SIZE = 88, 120  # height and width of the photo that formats for any size are tried with
 
 PARAMETERS = (
     Parameter("level", int, 1, "level to export", 1, 7),
     Parameter("orig", bool, False, "use the released weights in models/original/"),
     Parameter("small", bool, False, "use the weights of models/small/"),
     Parameter("restore_iter", int, None, "iteration of the level to use", 1, default_text="last saved"),
-    Parameter("format", tuple(FORMATS), None, "format of the file", default_text="what the ending of out says"),
+    Parameter("format", tuple(FORMATS.values()), None, "format of the file", default_text="as the ending of out says"),
     Parameter("precision", ("float32", "float16"), "float32", "of the weights in the file; float16 for tflite only"),
     Parameter("height", int, None, "of tflite and keras inputs in pixels, half the photo's", SMALLEST_SIDE, 8192,
               default_text="none; required for tflite and keras"),
     Parameter("width", int, None, "of tflite and keras inputs in pixels, half the photo's", SMALLEST_SIDE, 8192,
               default_text="none; required for tflite and keras"),
-    Parameter("out", str, utils.REQUIRED, "FILE.tflite, FILE.keras, or the folder of a SavedModel; must not exist"),
+    Parameter("out", str, utils.REQUIRED,
+              "FILE.onnx, FILE.tflite, FILE.keras, or the folder of a SavedModel; must not exist"),
 )
 USAGE = "python -m tools.export_model out=PATH [name=value ...]"
 
@@ -64,30 +66,33 @@ def main(argv):
             raise DataError(f"{out}: could not be written ({first_line(error)})") from None
         compare(network, settings, partial)
         partial.rename(out)
-    print(f"{out}: level {settings.level} as {settings.format}, {size_on_disk(out) / 1e6:.1f} MB")
+    size = sum(file.stat().st_size for file in [out, *out.rglob("*")] if file.is_file())
+    print(f"{out}: level {settings.level} as {settings.format}, {size / 1e6:.1f} MB")
 
 
 def find_format(wanted, out):
     """Returns the format that the ending of `out` says. Raises UsageError where another one is wanted."""
-    by_suffix = {suffix: name for name, suffix in FORMATS.items()}
-    found = by_suffix.get(out.suffix.lower(), "saved_model")
-    if wanted in (None, found):
-        return found
-    ending = f"must end in {FORMATS[wanted]}" if FORMATS[wanted] else f"must not end in {out.suffix}"
-    raise UsageError(f"out={out}: {ending} for format={wanted}; or leave format= out, which follows the ending")
+    found = FORMATS.get(out.suffix.lower(), "saved_model")
+    if wanted not in (None, found):
+        endings = ", ".join(filter(None, FORMATS))
+        raise UsageError(f"out={out}: is {found} by its ending, not {wanted}; the endings are {endings}")
+    return found
 
 
 def check_arguments(settings):
-    """Raises UsageError for arguments that do not go together."""
+    """Raises UsageError for arguments that do not go together, DataError where packages are missing."""
     test_model.check_weights(settings)
     if settings.precision == "float16" and settings.format != "tflite":
         raise UsageError(f"precision=float16: is for tflite; {settings.format} keeps float32")
-    missing = [name for name in ("height", "width") if getattr(settings, name) is None]
-    if settings.format == "saved_model" and len(missing) < 2:
-        raise UsageError("height, width: are for tflite and keras; a SavedModel takes any size")
-    if settings.format != "saved_model" and missing:
-        raise UsageError(f"{', '.join(missing)}: must be given for {settings.format}, which takes one size: "
+    sides = [side for side in (settings.height, settings.width) if side is not None]
+    if sides and settings.format not in FIXED_SIZE:
+        raise UsageError(f"height, width: are for {' and '.join(FIXED_SIZE)}; {settings.format} takes any size")
+    if len(sides) < 2 and settings.format in FIXED_SIZE:
+        raise UsageError(f"height, width: must be given for {settings.format}, which takes one size: "
                          "the height and width of the inputs in pixels")
+    for package in ("tf2onnx", "onnxruntime") if settings.format == "onnx" else ():
+        if importlib.util.find_spec(package) is None:
+            raise DataError(f"{package} is missing: pip install tf2onnx onnxruntime")
 
 
 def restore(level, prefix):
@@ -105,45 +110,33 @@ def restore(level, prefix):
 
 
 def render(features, level, photo, depth):
-    """Computes what a user wants from what a user has. Takes tensors, also of unknown size, and symbolic Keras tensors.
+    """Renders photos, float32 (images, height, width, 3), with depth maps, (images, height, width, 1), both 0-255.
 
-    Args:
-      features: of `built_in_features`.
-      level: 1-7.
-      photo, depth: float32 (images, height, width, 3) and (images, height, width, 1), 0-255.
-
-    Returns:
-      float32 (images, height / s, width / s, 3), s = 2^(level - 2), in [0, 1].
+    Takes tensors, also of unknown size, and symbolic Keras tensors. `features` are of `built_in_features`.
+    Returns float32 (images, height / s, width / s, 3), s = 2^(level - 2), in [0, 1].
     """
     from keras import ops
 
-    import model
+    from model import INPUT_MULTIPLE
     x = ops.concatenate([photo, depth], axis=-1) / 255.0
     height, width = ops.shape(x)[1:3]
-    below, right = -height % model.INPUT_MULTIPLE, -width % model.INPUT_MULTIPLE
+    # of positive numbers only, because tf2onnx takes the remainder of a negative one as C does
+    below, right = ((INPUT_MULTIPLE - side % INPUT_MULTIPLE) % INPUT_MULTIPLE for side in (height, width))
     fits = None not in photo.shape[1:3] and below == right == 0  # then without operations that do nothing
     if not fits:
         x = ops.pad(x, [(0, 0), (0, below), (0, right), (0, 0)], "reflect")
-    y = features(space_to_depth(x))
+    # as model.SpaceToDepth, which Keras could not load elsewhere: (images, 2h, 2w, c) -> (images, h, w, 4c)
+    y = features(ops.concatenate([x[:, row::2, column::2] for row in (0, 1) for column in (0, 1)], axis=-1))
     if not fits:
         y = y[:, :(2 * height) // 2 ** (level - 1), :(2 * width) // 2 ** (level - 1)]
     return ops.clip(y, 0.0, 1.0)
 
 
-def space_to_depth(x):
-    """As `model.SpaceToDepth`, which Keras could not load elsewhere: (images, 2h, 2w, c) -> (images, h, w, 4c)."""
-    from keras import ops
-    return ops.concatenate([x[:, row::2, column::2] for row in (0, 1) for column in (0, 1)], axis=-1)
-
-
-def built_in_features(network, adapt_normalisation=lambda layer: layer):
+def built_in_features(network):
     """Returns a copy of a level's network without its space-to-depth, in which Keras' own layers replace model.py's."""
     def copy(layer):
         kind = type(layer)
-        if kind.__module__ != "model":
-            return kind.from_config(layer.get_config())
-        parent = kind.__base__.from_config(layer.get_config())
-        return adapt_normalisation(parent) if isinstance(parent, tf.keras.layers.GroupNormalization) else parent
+        return (kind.__base__ if kind.__module__ == "model" else kind).from_config(layer.get_config())
 
     features = tf.keras.Model(network.get_layer("space_to_depth").output, network.output, name="pynet")
     copied = tf.keras.models.clone_model(features, clone_function=copy)
@@ -151,72 +144,58 @@ def built_in_features(network, adapt_normalisation=lambda layer: layer):
     return copied
 
 
-def on_four_axes(layer):
-    """Makes an instance normalisation compute on four axes. Keras' own uses a fifth, which phone GPUs do not take."""
+def normalise(layer, x):
+    """Computes an instance normalisation on four axes. Keras' own uses a fifth, which phone GPUs do not take."""
     from keras import ops
-
-    def normalise(x):
-        mean = ops.mean(x, axis=(1, 2), keepdims=True)
-        centred = x - mean
-        variance = ops.mean(centred * centred, axis=(1, 2), keepdims=True)
-        return centred * (ops.rsqrt(variance + layer.epsilon) * layer.gamma) + layer.beta
-
-    layer.call = normalise
-    return layer
+    centred = x - ops.mean(x, axis=(1, 2), keepdims=True)
+    variance = ops.mean(centred * centred, axis=(1, 2), keepdims=True)
+    return centred * (ops.rsqrt(variance + layer.epsilon) * layer.gamma) + layer.beta
 
 
 # The files -----------------------------------------------------------------------------------------------------------
 
 
 def write(network, settings, path):
-    """Writes the exported model in the format that is asked for."""
-    if settings.format == "saved_model":
-        features = built_in_features(network)
-        save_function(lambda photo, depth: render(features, settings.level, photo, depth), path, [None, None, None],
-                      variables=[variable.value for variable in features.variables])
-    elif settings.format == "keras":
-        write_keras(built_in_features(network), settings, path)
-    else:
-        write_tflite(built_in_features(network, on_four_axes), settings, path)
+    """Writes the exported model in the format that is asked for: inputs `photo` and `depth`, output `image`."""
+    features = built_in_features(network)
+    if settings.format == "keras":
+        write_keras(features, settings, path)
+        return
+    for layer in features.layers:
+        if isinstance(layer, tf.keras.layers.GroupNormalization):
+            layer.call = functools.partial(normalise, layer)
+    shape = [1 if settings.format == "tflite" else None, settings.height, settings.width]
+    signature = [tf.TensorSpec([*shape, channels], tf.float32, name) for name, channels in CHANNELS.items()]
+    function = tf.function(lambda photo, depth: {"image": render(features, settings.level, photo, depth)},
+                           input_signature=signature, autograph=False)
+    if settings.format == "onnx":
+        import tf2onnx
+        tf2onnx.convert.from_function(function, signature, output_path=path)
+        return
+    module = tf.Module()
+    module.weights, module.render = [variable.value for variable in features.variables], function
+    saved_model = path if settings.format == "saved_model" else path.with_name("saved_model")
+    tf.saved_model.save(module, str(saved_model), signatures=function)
+    if settings.format == "tflite":
+        path.write_bytes(to_tflite(saved_model, settings.precision))
 
 
 def write_keras(features, settings, path):
-    """Writes a Keras file whose inputs are `photo` and `depth`, and whose output is `image`."""
+    """Writes a Keras file."""
     inputs = {name: tf.keras.Input((settings.height, settings.width, channels), name=name)
               for name, channels in CHANNELS.items()}
     image = render(features, settings.level, **inputs)
     tf.keras.Model(inputs, {"image": image}, name=f"pynet_level_{settings.level}").save(path)
 
 
-def write_tflite(features, settings, path):
-    """Writes a TFLite file for one image at a time. Fails where TFLite's own operations do not suffice."""
-    values = [variable.numpy() for variable in features.trainable_variables]
-
-    def render_with_constants(photo, depth):
-        weights = [tf.constant(value) for value in values]  # variables would lose their values in the TFLite file
-        return render(lambda x: features.stateless_call(weights, [], x)[0], settings.level, photo, depth)
-
-    saved_model = path.with_name(path.name + ".saved_model")
-    save_function(render_with_constants, saved_model, [1, settings.height, settings.width])
+def to_tflite(saved_model, precision):
+    """Returns the content of a TFLite file. Fails where TFLite's own operations do not suffice."""
     converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model))
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-    if settings.precision == "float16":
+    if precision == "float16":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.target_spec.supported_types = [tf.float16]
-    path.write_bytes(converter.convert())
-
-
-def save_function(function, folder, shape, variables=()):
-    """Writes function(photo, depth) as a SavedModel, with the tf.Variables that it uses.
-
-    `shape`: images, height and width of its inputs, None for any. Its signature `serving_default` gives {"image": ...}.
-    """
-    module = tf.Module()
-    module.weights = list(variables)
-    signature = [tf.TensorSpec([*shape, channels], tf.float32, name) for name, channels in CHANNELS.items()]
-    module.render = tf.function(lambda photo, depth: {"image": function(photo, depth)}, autograph=False,
-                                input_signature=signature)
-    tf.saved_model.save(module, str(folder), signatures=module.render)
+    return converter.convert()
 
 
 # The comparison ------------------------------------------------------------------------------------------------------
@@ -224,22 +203,18 @@ def save_function(function, folder, shape, variables=()):
 
 def compare(network, settings, path):
     """Prints how far the exported model is from the network on a photo. Raises DataError if that is too far."""
-    inputs = trial_photo(settings.height or TRIAL_SIZE[0], settings.width or TRIAL_SIZE[1])
-    height, width = inputs.shape[:2]
+    height, width = settings.height or TRIAL_SIZE[0], settings.width or TRIAL_SIZE[1]
+    inputs = trial_photo(height, width)
     expected = test_model.make_renderer(network, settings.level)(inputs, (2 * width, 2 * height))
     batch = np.float32(inputs[np.newaxis])
     found = load(path, settings.format)(batch[..., :3], batch[..., 3:])[0]
-    difference = np.abs(np.float64(found) - expected)
-    mean_square = np.mean(difference ** 2)
-    psnr = -10 * math.log10(mean_square) if mean_square else math.inf
-    measured = f"largest difference to the network {difference.max():.2g}, PSNR {psnr:.1f} dB"
+    difference, psnr = np.abs(found - expected).max(), float(tf.image.psnr(found, expected, 1.0))
+    measured = f"largest difference to the network {difference:.2g}, PSNR {psnr:.1f} dB"
     print(f"Loaded and tried on a photo of {width} x {height}: {measured}")
     if settings.precision == "float16" and not psnr >= LOWEST_PSNR:
-        raise DataError(f"{settings.out}: not written, float16 is too coarse for these weights ({measured}; at least "
-                        f"{LOWEST_PSNR:g} dB are needed): use precision=float32")
-    if settings.precision == "float32" and not difference.max() <= LARGEST_DIFFERENCE:
-        raise DataError(f"{settings.out}: not written, it does not compute what the network does ({measured}; at most "
-                        f"{LARGEST_DIFFERENCE:g} is allowed)")
+        raise DataError(f"{settings.out}: not written, float16 is too coarse for these weights; use precision=float32")
+    if settings.precision == "float32" and not difference <= LARGEST_DIFFERENCE:
+        raise DataError(f"{settings.out}: not written, it does not compute what the network does ({measured})")
 
 
 def trial_photo(height, width):
@@ -256,15 +231,14 @@ def load(path, kind):
     if kind == "saved_model":
         signature = tf.saved_model.load(str(path)).signatures["serving_default"]
         return lambda photo, depth: signature(photo=tf.constant(photo), depth=tf.constant(depth))["image"].numpy()
+    if kind == "onnx":
+        import onnxruntime
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return lambda photo, depth: session.run(["image"], {"photo": photo, "depth": depth})[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the interpreter announces that it will move to another package
         interpreter = tf.lite.Interpreter(str(path))
     return lambda photo, depth: interpreter.get_signature_runner()(photo=photo, depth=depth)["image"]
-
-
-def size_on_disk(path):
-    """Returns the bytes of a file, or of a folder with all that is in it."""
-    return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
 
 
 if __name__ == "__main__":
