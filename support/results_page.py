@@ -68,14 +68,9 @@ def write_thumbnails(path, photo_and_depth, result, target):
     Args:
       path: of the rendered picture.
       photo_and_depth: uint8 (height, width, 4 or 3), the network's input.
-      result: uint8 (height, width, 3) of any size.
-      target: the same, or None.
+      result, target: uint8 (height, width, 3) of any size; target may be None.
 
-    Returns:
-      {"photo", "depth", "result", "target": file name}, without what is missing.
-
-    Raises:
-      OSError: one could not be written.
+    Returns {"photo", "depth", "result", "target": file name}, without what is missing. Raises OSError.
     """
     folder = path.parent / PICTURES
     folder.mkdir(exist_ok=True)
@@ -89,14 +84,14 @@ def write_thumbnails(path, photo_and_depth, result, target):
         images["target"] = target
     names = {kind: f"{path.stem}.{kind}.jpg" for kind in images}
     for kind, image in images.items():
-        small = Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BILINEAR, reducing_gap=2)
+        small = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=2)
         with utils.whole_file(folder / names[kind]) as partial:
             small.save(partial, quality=JPEG_QUALITY)
     return names
 
 
 def write_page(folder, run, heading, results, problems, total):
-    """Writes page and table of a run, each whole or not at all. Returns the path of index.html.
+    """Writes page and table of a run, each whole or not at all. Returns the path of index.html. Raises OSError.
 
     Args:
       folder: where the results are.
@@ -105,16 +100,13 @@ def write_page(folder, run, heading, results, problems, total):
       results: the `Result`s in the order of the run.
       problems: a text for each photo that could not be rendered.
       total: the number of photos of the run.
-
-    Raises:
-      OSError: one could not be written.
     """
     page = folder / f"index_{run}.html"
     others = sorted(path.name for path in folder.glob("index_*.html") if path != page)
     means = mean_metrics([result.metrics for result in results])
     text = _page(run, others, heading, results, means, problems, total)
     index = folder / "index.html"
-    for path, content in ((folder / f"metrics_{run}.csv", _table(results, list(means))), (page, text), (index, text)):
+    for path, content in ((folder / f"metrics_{run}.csv", _table(results, means)), (page, text), (index, text)):
         with utils.whole_file(path) as partial:
             partial.write_text(content, encoding="utf-8", newline="")
     return index
@@ -139,20 +131,19 @@ def _page(run, others, heading, results, means, problems, total):
     rows |= {f"Mean {name}": metric_text(name, mean) for name, mean in means.items()}
     facts = "".join(f"<div><dt>{html.escape(what)}</dt><dd>{html.escape(str(value))}</dd></div>"
                     for what, value in rows.items())
-    buttons = "".join(f'<button type="button" data-key="{number}">{html.escape(key)}</button>'
-                      for number, key in enumerate(["order", "name", *means]))
-    links = _list(f"Other runs ({len(others)})", [
-        f'<a href="{_address(name)}">{html.escape(name[len("index_"):-len(".html")])}</a>' for name in others])
-    failed = _list(f"{len(problems)} not rendered", map(html.escape, problems))
-    cards = "\n".join(_card(number, result, list(means)) for number, result in enumerate(results))
-    return _TEMPLATE.format(run=html.escape(run), facts=facts, lists=links + failed, buttons=buttons, cards=cards,
-                            style=_STYLE, script=_SCRIPT)
+    links = [f'<a href="{_address(name)}">{html.escape(name[len("index_"):-len(".html")])}</a>' for name in others]
+    lists = _list("Other runs", links) + _list("Not rendered", map(html.escape, problems))
+    orders = "".join(f"<option>{html.escape(text)}</option>"
+                     for text in ("in order", *(f"by {name}, lowest first" for name in means)))
+    cards = "\n".join(_card(number, result, means) for number, result in enumerate(results))
+    return _TEMPLATE.format(run=html.escape(run), facts=facts, lists=lists, orders=orders, cards=cards, style=_STYLE,
+                            script=_SCRIPT)
 
 
 def _list(summary, entries):
     """Returns a list that opens at a click, empty text without entries."""
     entries = "".join(f"<li>{entry}</li>" for entry in entries)
-    return f'<details><summary>{summary}</summary><ul>{entries}</ul></details>' if entries else ""
+    return f"<details><summary>{summary}</summary><ul>{entries}</ul></details>" if entries else ""
 
 
 def _card(number, result, metric_names):
@@ -161,24 +152,20 @@ def _card(number, result, metric_names):
     address = {kind: _address(f"{PICTURES}/{file}") for kind, file in result.pictures.items()}
     width, height = result.size
     choices = "".join(
-        f'<button type="button" data-src="{address[kind]}" aria-pressed="{str(kind == "photo").lower()}">'
-        f'<img src="{address[kind]}" alt="" width="96" height="64" loading="lazy">{text}</button>'
+        f'<button type="button"><img src="{address[kind]}" alt="" loading="lazy"><span>{text}</span></button>'
         for kind, text in (("photo", "Photo"), ("target", "Target"), ("depth", "Depth map")) if kind in address)
-    metrics = "".join(f"<li><b>{html.escape(metric)}</b> {metric_text(metric, value)}</li>"
-                      for metric, value in result.metrics.items())
     values = [result.metrics.get(metric, math.nan) for metric in metric_names]
-    keys = [number, name, *("" if math.isnan(value) else min(value, 1e9) for value in values)]  # a PSNR can be infinite
-    data = " ".join(f'data-k{place}="{key}"' for place, key in enumerate(keys))
-    return f"""<article {data}>
+    keys = [number, *(value if math.isfinite(value) else 1e9 for value in values)]  # what is not known comes last
+    return f"""<article data-keys="{" ".join(map(str, keys))}">
 <h2><a href="{_address(result.path.name)}">{name}</a> <small>{width} x {height}</small></h2>
 <div class="compare" style="aspect-ratio:{width}/{height};--ratio:{width / height:.4f}">
-<img class="after" src="{address["result"]}" alt="{name}, rendered" width="{width}" height="{height}" loading="lazy">
-<img class="before" src="{address["photo"]}" alt="{name}, photo" width="{width}" height="{height}" loading="lazy">
-<span class="line"></span><span class="tag left">Photo</span><span class="tag right">Rendered</span>
+<img src="{address["result"]}" alt="{name}, rendered" loading="lazy">
+<img class="before" src="{address["photo"]}" alt="{name}, photo" loading="lazy">
+<span class="line"></span><span class="tag">Photo</span><span class="tag right">Rendered</span>
 <input type="range" min="0" max="100" value="50" aria-label="How much of {name} is shown as it was">
 </div>
 <div class="choices">{choices}</div>
-<ul class="metrics">{metrics}</ul>
+<p>{html.escape(metrics_text(result.metrics))}</p>
 </article>"""
 
 
@@ -188,80 +175,45 @@ def _address(path):
 
 
 _STYLE = """
-:root { color-scheme: light dark; --line: #8886; --accent: #2a6fdb }
-* { box-sizing: border-box }
+:root { color-scheme: light dark }
 body { margin: 0 auto; max-width: 110rem; padding: 1rem; font: 1rem/1.45 system-ui, sans-serif }
-h1 { font-size: 1.4rem; margin: 0 0 .6rem }
-h2 { font-size: 1.05rem; margin: 0 0 .4rem; overflow-wrap: anywhere }
-small { font-weight: normal; opacity: .7 }
-dl { display: flex; flex-wrap: wrap; gap: .4rem 1.6rem; margin: 0 0 .8rem }
-dt { font-size: .8rem; opacity: .7 }
-dd { margin: 0; overflow-wrap: anywhere }
-.sort { position: sticky; top: 0; z-index: 2; display: flex; flex-wrap: wrap; gap: .4rem; align-items: center;
-        padding: .5rem 0; background: Canvas; border-bottom: 1px solid var(--line) }
-button { font: inherit; color: inherit; padding: .35rem .7rem; min-height: 2.5rem; cursor: pointer;
-         border: 1px solid var(--line); border-radius: .4rem; background: none }
-button[aria-pressed=true] { border-color: var(--accent); box-shadow: inset 0 0 0 1px var(--accent) }
-:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px }
-main { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); gap: 1.6rem 1.2rem;
-       margin-top: 1rem; align-items: start }
+h1, h2 { font-size: 1.1rem; margin: .4rem 0 }
+h2, dd, details { overflow-wrap: anywhere }
+small, dt { font-size: .8rem; opacity: .7 }
+dl { display: flex; flex-wrap: wrap; gap: .4rem 1.6rem }
+dd { margin: 0 }
+main { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); gap: 1.6rem 1.2rem }
 article { min-width: 0; content-visibility: auto; contain-intrinsic-size: auto 28rem }
-.compare { position: relative; overflow: hidden; background: #8883; max-width: min(100%, calc(85vh * var(--ratio)));
-           min-width: min(100%, 3rem); max-height: 85vh; margin: auto; --x: 50% }
-.compare img { position: absolute; inset: 0; width: 100%; height: 100%; pointer-events: none }
-.compare .before { clip-path: inset(0 calc(100% - var(--x)) 0 0) }
-.compare .line { position: absolute; top: 0; bottom: 0; left: var(--x); width: 3px; margin-left: -1.5px;
-                 background: #fff; box-shadow: 0 0 4px #000; pointer-events: none }
-.compare .tag { position: absolute; bottom: .4rem; padding: 0 .4rem; border-radius: .3rem; font-size: .8rem;
-                background: #000a; color: #fff; pointer-events: none }
-.compare .left { left: .4rem } .compare .right { right: .4rem }
-.compare input { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0; cursor: ew-resize;
-                 touch-action: pan-y }
-.compare:has(input:focus-visible) { outline: 3px solid var(--accent); outline-offset: 2px }
+.compare { position: relative; max-width: min(100%, calc(85vh * var(--ratio))); margin: auto; --x: 50% }
+.compare img, input { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0 }
+.before { clip-path: inset(0 calc(100% - var(--x)) 0 0) }
+.line { position: absolute; inset: 0 auto 0 var(--x); width: 2px; background: #fff; box-shadow: 0 0 4px #000 }
+.tag { position: absolute; left: 0; bottom: 0; padding: 0 .4rem; background: #000a; color: #fff }
+.right { left: auto; right: 0 }
+input { opacity: 0; cursor: ew-resize; touch-action: pan-y }
+.compare:focus-within { outline: 3px solid #2a6fdb }
 .choices { display: flex; flex-wrap: wrap; gap: .4rem; margin-top: .5rem }
-.choices button { display: flex; align-items: center; gap: .5rem; padding: .25rem .6rem .25rem .25rem }
-.choices img { width: 4.5rem; height: 3rem; object-fit: cover; border-radius: .25rem; display: block }
-.metrics { display: flex; flex-wrap: wrap; gap: 0 1.2rem; list-style: none; margin: .4rem 0 0; padding: 0 }
-details { margin-bottom: .8rem; overflow-wrap: anywhere }
+.choices img { width: 6rem; height: 4rem; object-fit: cover; display: block }
 """
 
 _SCRIPT = """
-const main = document.querySelector("main");
-const sorting = document.querySelectorAll(".sort button");
-const names = new Intl.Collator(undefined, {numeric: true});
+const main = document.querySelector("main"), order = document.querySelector("select");
 
-function sortBy(button) {
-  const key = "k" + button.dataset.key, isName = button.dataset.key === "1";
-  const direction = button.dataset.direction === "1" ? -1 : 1;
-  const cards = [...main.children];
-  cards.sort((a, b) => {
-    const left = a.dataset[key], right = b.dataset[key];
-    if (left === "" || right === "") return (left === "") - (right === "");
-    return direction * (isName ? names.compare(left, right) : left - right);
-  });
-  main.append(...cards);
-  for (const other of sorting) {
-    const current = other === button;
-    other.dataset.direction = current ? direction : "";
-    other.setAttribute("aria-pressed", current);
-    other.textContent = other.textContent.replace(/ [\\u2191\\u2193]$/, "")
-      + (current ? direction === 1 ? " \\u2191" : " \\u2193" : "");
-  }
-}
-
-document.addEventListener("input", event => {
-  const compare = event.target.closest(".compare");
-  if (compare) compare.style.setProperty("--x", event.target.value + "%");
+order.addEventListener("change", () => {
+  const key = card => card.dataset.keys.split(" ")[order.selectedIndex];
+  main.append(...[...main.children].sort((a, b) => key(a) - key(b)));
 });
 
-document.addEventListener("click", event => {
+main.addEventListener("input", event => {
+  event.target.parentNode.style.setProperty("--x", event.target.value + "%");
+});
+
+main.addEventListener("click", event => {
   const button = event.target.closest("button");
   if (!button) return;
-  if (button.closest(".sort")) return sortBy(button);
   const card = button.closest("article");
-  card.querySelector(".before").src = button.dataset.src;
-  card.querySelector(".left").textContent = button.textContent;
-  for (const other of card.querySelectorAll(".choices button")) other.setAttribute("aria-pressed", other === button);
+  card.querySelector(".before").src = button.querySelector("img").src;
+  card.querySelector(".tag").textContent = button.textContent;
 });
 """
 
@@ -277,7 +229,7 @@ _TEMPLATE = """<!DOCTYPE html>
 <h1>PyNET Bokeh: results</h1>
 <dl>{facts}</dl>
 {lists}
-<div class="sort">Sort by {buttons}</div>
+<label>Show the photos <select autocomplete="off">{orders}</select></label>
 <main>
 {cards}
 </main>
