@@ -35,28 +35,24 @@ def contains(path):
     """Returns whether there is a depth map in a photo, be it damaged."""
     try:
         return _find(path) is not None
-    except OSError:  # reading the photo itself says why
-        return False
-    except Exception:  # reading the depth map says why
+    except Exception:  # reading the photo or the depth map says why
         return True
 
 
 def read(path):
     """Reads the depth map in a photo as uint8 (height, width), bright = near, turned upright as the photo is.
 
-    The values are inverse depth: 255 at `near`, 0 at `far`. Raises DataError where it is damaged, or there is none.
+    The values are inverse depth: 255 at `near`, 0 at `far`. Call it where `contains` says that there is a depth map.
+    Raises DataError where that is damaged.
     """
     try:
-        found = _find(path)
-        if found:
-            properties, image = found
-            with Image.open(io.BytesIO(image), formats=("PNG", "JPEG")) as depth:
-                return _inverse_depth(_turn_upright(depth, path), properties)
+        properties, image = _find(path)
+        with Image.open(io.BytesIO(image), formats=("PNG", "JPEG")) as depth:
+            return _inverse_depth(_turn_upright(depth, path), properties)
     except UnidentifiedImageError:
         raise DataError(f"{path}: the depth map in it is damaged (no PNG or JPEG)") from None
     except Exception as error:  # Pillow raises many kinds
         raise DataError(f"{path}: the depth map in it is damaged ({error})") from None
-    raise DataError(f"{path}: has no depth map in it")
 
 
 def _find(path):
@@ -69,9 +65,11 @@ def _find(path):
     if "Data" in properties:
         return properties, base64.b64decode(properties["Data"] + "==")  # some leave the padding out
     image = _depth_item(data, trees)
-    if image is None and "Format" in properties:
+    if image is not None:
+        return properties, image
+    if "Format" in properties:
         raise ValueError("its data are missing or incomplete")
-    return None if image is None else (properties, image)
+    return None
 
 
 def _inverse_depth(image, properties):
@@ -93,9 +91,6 @@ def _turn_upright(image, path):
     with Image.open(path, formats=("JPEG",)) as photo:
         image.getexif()[ORIENTATION] = photo.getexif().get(ORIENTATION, 1)
     return ImageOps.exif_transpose(image)
-
-
-# Where it lies -------------------------------------------------------------------------------------------------------
 
 
 def _segments(data):
@@ -151,11 +146,12 @@ def _depth_item(data, trees):
     The first item is the photo. The others follow it, each `Length` bytes, after the `Padding` of the one before.
     """
     entries = [_properties([entry], "/item/") for tree in trees for entry in tree.iter(LIST_ENTRY)]
-    items = [item for item in entries if "Semantic" in item]
-    index = next((index for index, item in enumerate(items) if index and item["Semantic"] == "Depth"), None)
-    if index is None:
-        return None
-    start = next((end for marker, _, end in _segments(data) if marker == END_OF_IMAGE), len(data))
-    start += sum(int(item.get("Length", 0)) for item in items[1:index])
-    start += sum(int(item.get("Padding", 0)) for item in items[:index])
-    return data[start:start + int(items[index].get("Length", 0))]
+    photo, *others = [item for item in entries if "Semantic" in item] or [{}]
+    position = next((end for marker, _, end in _segments(data) if marker == END_OF_IMAGE), len(data))
+    position += int(photo.get("Padding", 0))
+    for item in others:
+        length = int(item.get("Length", 0))
+        if item["Semantic"] == "Depth":
+            return data[position:position + length]
+        position += length + int(item.get("Padding", 0))
+    return None

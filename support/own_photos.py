@@ -4,13 +4,10 @@ A photo of any common format is read upright, in its colours, with 8 bits for ea
 number type is brought to half the photo's size, 8 bits, bright = near.
 """
 
-import io
-import math
 import pathlib
-import shlex
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 import load_dataset
 from load_dataset import Pair, size_text
@@ -21,17 +18,13 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 DEPTH_SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".jpg", ".jpeg", ".webp")
 UNSUPPORTED_SUFFIXES = (".heic", ".heif", ".avif", ".gif", ".bmp", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw")
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")  # by content; JPEG with the MPO of phones, which has a preview behind it
-MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr")  # of Pillow, with 8 bits or 1
-GREY_16_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
-EBB_SIDE, EBB_LONGEST_SIDE = 1536, 1700  # pixels of the longer side of EBB!'s photos, mostly and at most
+MODES_OF_NUMBERS = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # of Pillow, with one channel of more than 8 bits
+EBB_SIDE = 1536  # pixels of the longer side of EBB!'s photos
 SMALLEST_SIDE = 64  # pixels of a photo's shorter side
 SIDEWAYS_TOLERANCE = 0.05  # of the aspect, for a depth map that was made of a photo before it was turned upright
-WHITE_OR_BLACK = 262  # TIFF 6.0: PhotometricInterpretation, 0 where 0 is white
 DATE_TAG, EXIF_TAGS = 0x0132, 0x8769  # EXIF 2.32: date and time of change; where the tags of the shot lie
 SHOT_DATE_TAGS = (0x9003, 0x9004, 0x9010, 0x9011, 0x9012)  # taken, digitised, and the offsets from UTC of all three
-
-
-# Finding photos and depth maps ---------------------------------------------------------------------------------------
+PROFILE_SPACE = slice(16, 20)  # ICC.1: bytes of a colour profile that name its colour space
 
 
 def find_photos(images_dir):
@@ -45,35 +38,25 @@ def find_photos(images_dir):
     return photos
 
 
-def find_pairs(images_dir, depth_dir):
+def find_pairs(images_dir, depth_dir, use_depth=True):
     """Finds photos and their depth maps, which have the same name but for the suffix.
 
-    Args:
-      images_dir, depth_dir: folders, or a single photo and its depth map of any name. depth_dir=None: no depth maps.
+    Both are folders, or a single photo and its depth map of any name. Without depth_dir, depth maps inside the photos
+    are used; these `Pair`s have the photo's path as `depth`. Raises DataError as in `find_photos`.
 
-    Returns:
-      A list of `Pair`s with neither target nor size, and a list of the paths of photos without a depth map.
-
-    Raises:
-      DataError: as in `find_photos`, or two depth maps have the same name.
+    Returns a list of `Pair`s with neither target nor size, and a list of the paths of photos without a depth map.
     """
     photos = find_photos(images_dir)
-    if depth_dir is None:
+    if not use_depth:
         depths = dict.fromkeys(photos)
+    elif not depth_dir:
+        depths = {name: path for name, path in photos.items() if embedded_depth.contains(path)}
     elif len(photos) == 1 and pathlib.Path(depth_dir).is_file():
         depths = dict.fromkeys(photos, pathlib.Path(depth_dir))
     else:
-        depths = _find_files(depth_dir, DEPTH_SUFFIXES) if pathlib.Path(depth_dir).exists() else {}
+        depths = _find_files(depth_dir, DEPTH_SUFFIXES)
     pairs = [Pair(name, path, depths[name], bokeh=None, size=None) for name, path in photos.items() if name in depths]
     return pairs, [path for name, path in photos.items() if name not in depths]
-
-
-def find_portraits(images_dir):
-    """Returns `find_pairs` for photos with their depth maps in them: the `Pair`s have the photo's path as `depth`."""
-    photos = find_photos(images_dir)
-    portraits = {name: path for name, path in photos.items() if embedded_depth.contains(path)}
-    pairs = [Pair(name, path, path, bokeh=None, size=None) for name, path in portraits.items()]
-    return pairs, [path for name, path in photos.items() if name not in portraits]
 
 
 def _find_files(place, suffixes):
@@ -90,69 +73,39 @@ def _find_files(place, suffixes):
     return files
 
 
-def unsupported_photos(images_dir):
-    """Returns the photos in formats that cannot be read, such as HEIC."""
-    return sorted(path for path in pathlib.Path(images_dir).glob("*") if path.suffix.lower() in UNSUPPORTED_SUFFIXES)
-
-
-def header_size(path):
-    """Returns a photo's (width, height) before EXIF's orientation, None where its header cannot be read."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            return image.size
-    except Exception:  # Pillow raises many kinds
-        return None
-
-
 def find_photos_to_render(settings, use_depth):
-    """Finds the photos that test_model.py is to render. Without depth_dir, depth maps inside the photos are used.
+    """Finds the photos that test_model.py is to render.
 
     Returns (`Pair`s, a text for each photo that cannot be rendered). Raises DataError where none can.
     """
     images_dir, depth_dir = settings.images_dir, settings.depth_dir
-    if use_depth and not depth_dir:
-        pairs, without_depth = find_portraits(images_dir)
-        if not pairs:
-            raise DataError("this network takes depth maps, and none of the photos has one inside: depth_dir=FOLDER "
-                            "says where they are (python -m tools.make_depth_maps makes them)")
-        names = [pair.photo.name for pair in pairs]
-        print(f"Depth maps: inside {', '.join(names[:5])}{f' and {len(names) - 5} others' * (len(names) > 5)}")
-    else:
-        pairs, without_depth = find_pairs(images_dir, depth_dir if use_depth else None)
-    remedy = shlex.join(["python", "-m", "tools.make_depth_maps", "model=FILE", f"images_dir={images_dir}",
-                         f"depth_dir={depth_dir or 'FOLDER'}"])
-    problems = [f"{path}: has no depth map {f'in {depth_dir}' if depth_dir else 'inside'}; {remedy} makes it"
-                for path in without_depth]
+    pairs, without_depth = find_pairs(images_dir, depth_dir, use_depth)
+    place = f"in {depth_dir}" if depth_dir else "inside, and there is no depth_dir="
+    problems = [f"{path}: has no depth map {place}; python -m tools.make_depth_maps makes it" for path in without_depth]
     problems += [f"{path}: is of a format that is not read; save it as JPEG, PNG, WebP or TIFF"
-                 for path in unsupported_photos(images_dir)]
+                 for path in sorted(pathlib.Path(images_dir).glob("*")) if path.suffix.lower() in UNSUPPORTED_SUFFIXES]
     if not pairs:
         raise DataError("\n  ".join(problems))
     for problem in problems:
         warn(problem, kind="error")
-    sizes = filter(None, (header_size(pair.photo) for pair in pairs))
-    if any(min(max(size), settings.max_side or math.inf) > EBB_LONGEST_SIDE for size in sizes):
-        print(f"Notice: the blur was learned on photos of 1024 x {EBB_SIDE} and does not grow with the photo, so it "
-              f"looks weaker in your larger ones: max_side={EBB_SIDE} renders them at that size")
+    if use_depth and not depth_dir:
+        print("Depth maps: inside", ", ".join(pair.photo.name for pair in pairs))
+    if not settings.max_side:
+        print(f"Notice: the blur was learned on photos of 1024 x {EBB_SIDE} and looks weaker in larger ones; "
+              f"max_side={EBB_SIDE} renders them at that size")
     return pairs, problems
-
-
-# Photo and depth map together ----------------------------------------------------------------------------------------
 
 
 def load_input(pair, max_side=None):
     """Makes the network's input of a photo, as `load_dataset.load_input` does of one in the data set.
 
-    Args:
-      pair: of `find_pairs` or `find_portraits`.
-      max_side: a photo with a longer side than this, in pixels, is made smaller.
+    A photo with a longer side than `max_side`, in pixels, is made smaller. Raises DataError where the photo or its
+    depth map is damaged or too small.
 
     Returns:
       input: uint8 (height / 2, width / 2, 4), RGB and depth, 0-255; RGB alone without depth.
       size: (width, height) of the upright photo that is rendered.
       info: its colour profile and EXIF dates, see `read_photo`.
-
-    Raises:
-      DataError: the photo or its depth map is damaged, or too small.
     """
     photo = read_photo(pair.photo)
     original_size, info = photo.size, photo.info
@@ -177,14 +130,9 @@ def load_input(pair, max_side=None):
 def read_photo(path):
     """Decodes any photo as an upright 8-bit Pillow image of mode "RGB".
 
-    EXIF's orientation is applied. Of 16 bits the upper 8 are taken. Transparent parts become white. CMYK and grey are
-    converted by their colour profile. Of several pages or frames the first is taken.
-
-    Returns:
-      A Pillow image whose `info` holds at most "icc_profile" (of its RGB) and "exif" (the photo's dates and no more).
-
-    Raises:
-      DataError: the file is damaged, or no photo of 8 or 16 bits.
+    EXIF's orientation is applied. Of 16 bits the upper 8 are taken. Transparent parts become white. Of several pages or
+    frames the first is taken. The image's `info` holds at most "icc_profile" (of RGB) and "exif" (dates and no more).
+    Raises DataError where the file is damaged, or no photo of 8 or 16 bits.
     """
     try:
         # A file, not a path: Pillow 13 maps uncompressed TIFFs into memory before turning them, and mixes up the sides.
@@ -193,58 +141,41 @@ def read_photo(path):
                 Image.open(path).verify()  # compares checksums, which decoding does not
             image.load()
             upright, dates = _apply_exif(image)
-    except Image.DecompressionBombError:
-        raise DataError(f"{path}: has more pixels than Pillow decodes; make it smaller") from None
+            photo = _convert_to_rgb(upright)
     except UnidentifiedImageError:
         raise DataError(f"{path}: is no JPEG, PNG, WebP or TIFF of 8 or 16 bits, or its beginning is damaged") from None
     except Exception as error:  # Pillow raises many kinds
-        raise DataError(f"{path}: is damaged ({error})") from None
-    if image.mode not in MODES + GREY_16_BIT_MODES:
-        raise DataError(f"{path}: has the pixel format {image.mode}; save it with 8 or 16 bits, as RGB or grey")
-    if image.mode in GREY_16_BIT_MODES and getattr(image, "tag_v2", {}).get(WHITE_OR_BLACK) == 0:
-        raise DataError(f"{path}: is a 16-bit TIFF in which 0 is white; save it with black as 0")  # Pillow inverts it
-    photo, profile = _convert_to_rgb(upright)
-    photo.info = {name: value for name, value in (("icc_profile", profile), ("exif", dates)) if value}
+        raise DataError(f"{path}: is damaged, or of a kind that is not read ({error})") from None
+    profile = image.info.get("icc_profile") or b""
+    photo.info = {"icc_profile": profile} if profile[PROFILE_SPACE] == b"RGB " else {}
+    if dates:
+        photo.info["exif"] = dates
     return photo
 
 
 def _apply_exif(image):
     """Returns the image upright, and EXIF bytes with its dates only; the image as it is where its EXIF is damaged."""
     try:
-        return ImageOps.exif_transpose(image), _exif_dates(image.getexif())
+        tags, dates = image.getexif(), Image.Exif()
+        if DATE_TAG in tags:
+            dates[DATE_TAG] = tags[DATE_TAG]
+        shot = {tag: value for tag, value in tags.get_ifd(EXIF_TAGS).items() if tag in SHOT_DATE_TAGS}
+        if shot:
+            dates[EXIF_TAGS] = shot
+        return ImageOps.exif_transpose(image), dates.tobytes() if len(dates) else None
     except Exception:  # Pillow raises many kinds
         return image, None
 
 
-def _exif_dates(tags):
-    dates = Image.Exif()
-    shot = {tag: value for tag, value in tags.get_ifd(EXIF_TAGS).items() if tag in SHOT_DATE_TAGS}
-    if DATE_TAG in tags:
-        dates[DATE_TAG] = tags[DATE_TAG]
-    if shot:
-        dates[EXIF_TAGS] = shot
-    return dates.tobytes() if len(dates) else None
-
-
 def _convert_to_rgb(image):
-    """Returns an image of any of the modes above as "RGB", and its colour profile if that is one of RGB."""
-    mode, profile = image.mode, image.info.get("icc_profile")
-    if mode in GREY_16_BIT_MODES:
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixel format {image.mode}; save it with 8 or 16 bits, as RGB or grey")
+    if image.mode in MODES_OF_NUMBERS:
         image = Image.fromarray(np.uint8(np.asarray(image) >> 8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    photo = image.convert("RGB")
-    try:
-        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        space = opened.profile.xcolor_space.strip()
-        if space == "GRAY" and mode in ("1", "L", "LA", "La", *GREY_16_BIT_MODES):
-            image = photo.getchannel(0)
-        if image.mode == {"CMYK": "CMYK", "GRAY": "L"}.get(space):
-            photo = ImageCms.profileToProfile(image, opened, ImageCms.createProfile("sRGB"), outputMode="RGB")
-        return photo, profile if space == "RGB" else None
-    except Exception:  # no profile or a damaged one
-        return photo, None
+    return image.convert("RGB")
 
 
 # Depth maps ----------------------------------------------------------------------------------------------------------
@@ -254,10 +185,7 @@ def read_depth_map(path, size):
     """Reads a depth map of any size as uint8 (height, width), bright = near, resized to `size`, (width, height).
 
     8-bit values are kept. Other numbers (16 bits, float) are scaled so that the least becomes 0 and the greatest 255;
-    NaN and infinity count as the least.
-
-    Raises:
-      DataError: the file is damaged, has more than one channel, or lies on its side.
+    NaN and infinity count as the least. Raises DataError where it is damaged, has several channels, or is on its side.
     """
     try:
         depth = np.load(path, allow_pickle=False) if path.suffix.lower() == ".npy" else _read_depth_image(path)
@@ -271,28 +199,9 @@ def read_depth_map(path, size):
     return _fit_to_photo(depth if depth.dtype == np.uint8 else _scale_to_255(depth, path), size, f"{path}:")
 
 
-def _fit_to_photo(depth, size, name):
-    """Resizes uint8 or float32 0-255 to uint8 of `size`. Raises DataError where it lies on its side."""
-    if _lies_on_its_side(depth.shape[::-1], size):
-        raise DataError(f"{name} is {size_text(depth.shape[::-1])} and lies on its side, its photo turned upright by "
-                        f"EXIF is {size_text(size)} at half size; turn the depth map")
-    resized = np.asarray(load_dataset.resize(Image.fromarray(depth), size))
-    return np.uint8(np.clip(np.round(resized), 0, 255))
-
-
 def _read_depth_image(path):
     with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
-        if image.mode in (*GREY_16_BIT_MODES, "I", "F"):
-            return np.array(image)
-        if image.mode not in MODES:
-            raise ValueError(f"it has the pixel format {image.mode}")
-        return np.array(image.convert("L"))
-
-
-def _lies_on_its_side(size, wanted):
-    """Returns whether width and height are swapped: one is upright, the other not, and turned they would fit."""
-    ratio, wanted_ratio = size[0] / size[1], wanted[0] / wanted[1]
-    return (ratio - 1) * (wanted_ratio - 1) < 0 and abs(ratio * wanted_ratio - 1) < SIDEWAYS_TOLERANCE
+        return np.array(image if image.mode in MODES_OF_NUMBERS else image.convert("L"))
 
 
 def _scale_to_255(depth, path):
@@ -304,3 +213,14 @@ def _scale_to_255(depth, path):
     least, greatest = finite.min(), finite.max()
     depth = np.where(np.isfinite(depth), depth, least)
     return np.float32(255 * ((depth - least) / ((greatest - least) or 1)))
+
+
+def _fit_to_photo(depth, size, name):
+    """Resizes uint8 or float32 0-255 to uint8 of `size`. Raises DataError where it lies on its side."""
+    (height, width), (photo_width, photo_height) = depth.shape, size
+    fits_when_turned = abs((width / height) * (photo_width / photo_height) - 1) < SIDEWAYS_TOLERANCE
+    if fits_when_turned and (width - height) * (photo_width - photo_height) < 0:
+        raise DataError(f"{name} is {size_text((width, height))} and lies on its side, its photo turned upright by "
+                        f"EXIF is {size_text(size)} at half size; turn the depth map")
+    resized = np.asarray(load_dataset.resize(Image.fromarray(depth), size))
+    return np.uint8(np.clip(np.round(resized), 0, 255))
