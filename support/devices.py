@@ -4,20 +4,16 @@ import hashlib
 import json
 import math
 import os
-import pathlib
 import resource
 import sys
-import tempfile
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from utils import DataError, UsageError, first_line, say, tf, warn
 
+FAST_FROM = {"float32": (0, 0), "float16": (7, 0), "bfloat16": (8, 0)}  # NVIDIA's compute capability: tensor cores
 FIRST_LOSS_SCALE, SCALE_DOUBLES_AFTER = 2.0 ** 15, 2000  # section 3.2 of arXiv:1710.03740 leaves the numbers open
-
-
-# The start -----------------------------------------------------------------------------------------------------------
 
 
 def start_tensorflow(use_gpu=True, precision="float32"):
@@ -32,34 +28,18 @@ def start_tensorflow(use_gpu=True, precision="float32"):
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3":
         _import_quietly()
-    if not use_gpu:
-        tf.config.set_visible_devices([], "GPU")  # also where it is no CUDA device
     gpus = tf.config.list_physical_devices("GPU") if use_gpu else []
+    tf.config.set_visible_devices(gpus, "GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
-    names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+    names = [detail.get("device_name", "a GPU") for detail in details]
     no_gpu = ": TensorFlow sees no GPU (TF_CPP_MIN_LOG_LEVEL=0 lets it say why)" if use_gpu else ""
     print("Computing on " + (", ".join(names) or f"the CPU{no_gpu}"), flush=True)
-    for device in gpus or [None]:
-        if precision != "float32" and not computes_fast(precision, device):
-            warn(f"{device.name if device else 'this CPU'} has no arithmetic for {precision}: it emulates it, which "
-                 "can take longer than float32")
-
-
-def computes_fast(precision, gpu=None):
-    """Returns whether a GPU (a TensorFlow physical device), or the CPU, has arithmetic for "bfloat16" or "float16".
-
-    NVIDIA's tensor cores take float16 from compute capability 7.0 on and bfloat16 from 8.0 on. TensorFlow's CPU kernels
-    take bfloat16 where the processor has AVX512_BF16 or AMX (x86) or BF16 (ARM), and emulate float16.
-    """
-    if gpu is not None:
-        capability = tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0))
-        return capability >= {"float16": (7, 0), "bfloat16": (8, 0)}[precision]
-    try:
-        features = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-    except OSError:
-        return False
-    return precision == "bfloat16" and any(name in features for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    slow = [name for name, detail in zip(names, details)
+            if detail.get("compute_capability", (0, 0)) < FAST_FROM[precision]]
+    if slow or not gpus and precision != "float32":
+        warn(f"{', '.join(slow) or 'the CPU'} may emulate {precision}, which can take longer than float32")
 
 
 def peak_memory():
@@ -72,18 +52,14 @@ def peak_memory():
 def _import_quietly():
     """Imports TensorFlow, whose libraries write a page to stderr before any setting of the log level is heard."""
     sys.stderr.flush()
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as messages:
-        os.dup2(messages.fileno(), 2)
-        try:
-            tf.config.list_physical_devices()  # looks for a GPU's libraries
-        except BaseException:
-            messages.seek(0)
-            os.write(stderr, messages.read())
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        tf.config.list_physical_devices()  # looks for a GPU's libraries
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
 
 
 # Several machines ----------------------------------------------------------------------------------------------------
@@ -119,10 +95,7 @@ def find_worker():
 
 
 def choose_strategy(worker):
-    """Returns the tf.distribute.Strategy: for the workers of TF_CONFIG, all GPUs of this machine, or its one device.
-
-    To be called before anything is computed, or workers cannot be connected.
-    """
+    """Returns the tf.distribute.Strategy of all workers, all GPUs or one device; call it before all computing."""
     if worker.count > 1:
         say(f"Worker {worker.index + 1} of {worker.count}, waiting for the others")
         try:
@@ -178,9 +151,6 @@ def divide_batch(size, micro_batch=None, strategy=None, worker=ONLY_WORKER):
     return Division(size, strategy, rounds, range(size)[bounds[first]:bounds[last]])
 
 
-# The update of one iteration -----------------------------------------------------------------------------------------
-
-
 class Step(NamedTuple):
     """What an update gives: the loss before it, whether it was applied, whether any worker was told to stop."""
 
@@ -198,28 +168,19 @@ def make_training_step(differentiate, optimizer, division, scales_loss=False):
     Args:
       differentiate: (inputs, targets, weight) -> (loss, gradients), both times `weight`, as in `train_model`.
       optimizer: with `variables` and apply(gradients, iteration, learning_rate), made under the strategy's scope.
-      division: what `divide_batch` returned.
       scales_loss: whether gradients may overflow; an update that is not finite is left out then.
 
-    Returns:
-      step(inputs, targets, iteration, learning_rate, stop=False, loss_scale=1.0) -> `Step`, on this worker's images of
-      the batch: uint8 arrays as in `load_dataset.Batch`. `iteration` is 1 for the first update.
+    Returns step(inputs, targets, iteration, learning_rate, stop=False, loss_scale=1.0) -> `Step`, on this worker's
+    images of the batch: uint8 arrays as in `load_dataset.Batch`. `iteration` is 1 for the first update.
     """
     strategy = division.strategy
-    in_one_round = len(division.rounds) == 1 and not scales_loss
     with strategy.scope():
-        sums = [] if in_one_round else [tf.Variable(tf.zeros_like(v), trainable=False) for v in optimizer.variables]
+        sums = [tf.Variable(tf.zeros_like(variable), trainable=False) for variable in optimizer.variables]
 
     def sum_over_replicas(values):
         if strategy.num_replicas_in_sync == 1:
             return values
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
-
-    def update(inputs, targets, share, stop, iteration, learning_rate):
-        loss, gradients = differentiate(inputs, targets, share)
-        loss, stop, *gradients = sum_over_replicas([loss, tf.identity(stop), *gradients])
-        optimizer.apply(gradients, iteration, learning_rate)
-        return loss, stop
 
     def add_piece(inputs, targets, share, stop, loss_scale):
         loss, gradients = differentiate(inputs, targets, share * loss_scale)
@@ -231,31 +192,26 @@ def make_training_step(differentiate, optimizer, division, scales_loss=False):
         gradients = [total / loss_scale for total in sum_over_replicas([total.read_value() for total in sums])]
         for total in sums:
             tf.raw_ops.AssignVariableOp(resource=total.handle, value=tf.zeros_like(total))
-        if not scales_loss:
-            optimizer.apply(gradients, iteration, learning_rate)
-            return [True]
-        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
-        return [tf.cond(finite, lambda: _apply(optimizer, gradients, iteration, learning_rate), lambda: False)]
 
-    run_update, run_piece, run_sums = (_on_replicas(strategy, f) for f in (update, add_piece, apply_sums))
+        def apply():
+            optimizer.apply(gradients, iteration, learning_rate)
+            return True
+
+        if not scales_loss:
+            return [apply()]
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+        return [tf.cond(finite, apply, lambda: False)]
+
+    run_piece, run_sums = _on_replicas(strategy, add_piece), _on_replicas(strategy, apply_sums)
 
     def step(inputs, targets, iteration, learning_rate, stop=False, loss_scale=1.0):
-        iteration, stop = tf.constant(iteration, tf.int64), tf.constant(float(stop))
-        learning_rate, loss_scale = tf.constant(learning_rate, tf.float32), tf.constant(loss_scale)
-        pieces = (_distribute(division, ranges, inputs, targets) for ranges in division.rounds)
-        if in_one_round:
-            loss, stop = run_update(*next(pieces), stop, iteration, learning_rate)
-            return Step(float(loss), True, float(stop) > 0)
-        found = [run_piece(*piece, stop, loss_scale) for piece in pieces]
-        applied, = run_sums(iteration, learning_rate, loss_scale)
+        stop, loss_scale = tf.constant(float(stop)), tf.constant(loss_scale)
+        found = [run_piece(*_distribute(division, ranges, inputs, targets), stop, loss_scale)
+                 for ranges in division.rounds]
+        applied, = run_sums(tf.constant(iteration, tf.int64), tf.constant(learning_rate, tf.float32), loss_scale)
         return Step(sum(float(loss) for loss, _ in found), bool(applied), float(found[-1][1]) > 0)
 
     return step
-
-
-def _apply(optimizer, gradients, iteration, learning_rate):
-    optimizer.apply(gradients, iteration, learning_rate)
-    return True
 
 
 def _on_replicas(strategy, function):
@@ -265,33 +221,22 @@ def _on_replicas(strategy, function):
 
 
 def _distribute(division, ranges, inputs, targets):
-    """Returns (inputs, targets, share of the batch) of a round, for `Strategy.run`.
+    """Returns (inputs, targets, share of the batch) of a round; a replica without images gets a black one, share 0."""
+    def of_replica(context):
+        part = ranges[context.replica_id_in_sync_group]
+        first = part.start - division.indices.start
+        images = (values[first:first + len(part)] if part else np.zeros_like(values[:1])
+                  for values in (inputs, targets))
+        return tuple(map(tf.constant, (*images, np.float32(len(part) / division.size))))
 
-    A replica without images gets black ones, with the share 0.
-    """
-    def on_replicas(value_of):
-        if len(ranges) == 1:
-            return tf.constant(value_of(ranges[0]))
-        return division.strategy.experimental_distribute_values_from_function(
-            lambda context: tf.constant(value_of(ranges[context.replica_id_in_sync_group])))
-
-    def images(values, part):
-        return values[part.start - division.indices.start:][:len(part)] if part else np.zeros_like(values[:1])
-
-    return (on_replicas(lambda part: images(inputs, part)), on_replicas(lambda part: images(targets, part)),
-            on_replicas(lambda part: np.float32(len(part) / division.size)))
+    return division.strategy.experimental_distribute_values_from_function(of_replica)
 
 
 def take_step(step, batch, run, learning_rate, stop, settings):
     """Returns the `Step` of one iteration. Where float16 gradients overflow, it is repeated with half the loss scale.
 
-    Args:
-      step: what `make_training_step` returned.
-      run: the `runs.Run`, which keeps the loss scale.
-      stop: whether this worker was told to stop.
-
-    Raises:
-      DataError: a worker was lost, or gradients are not finite whatever the loss scale.
+    step: of `make_training_step`; run: the `runs.Run`, with the loss scale; stop: whether this worker was told to stop.
+    Raises DataError where a worker was lost, or gradients are not finite whatever the loss scale.
     """
     scales_loss = settings.precision == "float16"
     try:
@@ -317,10 +262,6 @@ def memory_full(settings):
     """Returns the error that says what needs less memory."""
     division = divide_batch(settings.batch_size, settings.micro_batch, choose_strategy(ONLY_WORKER))
     images = division.largest_piece()  # where there are several workers, a machine has fewer
-    if images > 1:
-        advice = f"with micro_batch={images // 2} it computes a batch in smaller pieces, which is the same training"
-    elif settings.precision == "float32":
-        advice = "precision=bfloat16 or float16 takes about half, a smaller patch_size= less still"
-    else:
-        advice = "a smaller patch_size= takes less"
+    advice = (f"with micro_batch={images // 2} it computes a batch in smaller pieces, which is the same training"
+              if images > 1 else "precision=bfloat16 or a smaller patch_size= takes less")
     return DataError(f"the device's memory is full at level {settings.level}: {advice}")
