@@ -87,9 +87,9 @@ def check_weights(settings):
 def find_weights(settings):
     """Returns the prefix of the checkpoint, and what the names of the results end in. Raises DataError without one."""
     if settings.orig:
-        return checkpoints.find_original(), f"_level_{settings.level}_orig.png"
+        return checkpoints.find_published(utils.ORIGINAL), f"_level_{settings.level}_orig.png"
     if settings.small:
-        return checkpoints.find_small(), f"_level_{settings.level}_small.png"
+        return checkpoints.find_published(utils.SMALL), f"_level_{settings.level}_small.png"
     try:
         prefix, iteration = checkpoints.find_checkpoint(settings.level, settings.restore_iter)
     except DataError as error:

@@ -224,7 +224,7 @@ def train(settings, worker, run, weights, before, vgg_file, train_pairs, test_pa
     saver = runs.Saver(settings, worker, run, pynet.variables, optimizer.slots(pynet.variables), train_pairs, code)
     if before:
         checkpoints.restore_checkpoint(saver.state, weights)
-        runs.note_changes(before, train_pairs, code)
+        runs.note_changes(settings, before, train_pairs, code)
     elif weights:
         start_from_level_above(pynet, weights, settings)
     devices.check_agreement(strategy, worker, runs.shared_by_workers(settings, run, weights, train_pairs))
@@ -254,7 +254,7 @@ def train(settings, worker, run, weights, before, vgg_file, train_pairs, test_pa
                     saver.note_evaluation()
             if stop.is_due() or run.iteration >= settings.num_train_iters:
                 break
-            batch = saver.next_batch(batches, log.clock)
+            batch = log.next_batch(batches)
             done = devices.take_step(step, batch, run, learning_rate, bool(stop.received), settings)
             stop.hear(done.stopped)
             run.count(done.loss, settings)
@@ -263,9 +263,8 @@ def train(settings, worker, run, weights, before, vgg_file, train_pairs, test_pa
             progress.update(run.iteration, f"loss {done.loss:.4g}")
         progress.clear()
         if stop.received:
-            saver.save_for_stop()
-            utils.say(f"Stopped after iteration {run.iteration} of level {level}. {saver.how_to_go_on()}")
-    if not saver.is_complete():
+            saver.stop()
+    if saver.failed:
         utils.warn("the last save failed; what was saved before is still there", kind="error")
         return 1
     return 128 + stop.received if stop.received else 0

@@ -12,7 +12,7 @@ import re
 import shutil
 import time
 
-from utils import MODELS, ORIGINAL, SMALL, DataError, first_line, tf
+from utils import MODELS, DataError, first_line, tf, whole_file
 
 SUFFIXES = ".data-00000-of-00001", ".index"
 OLDER = MODELS / "older"
@@ -43,8 +43,7 @@ def saved_iterations(level):
     """Returns the iterations of a level's checkpoints in models/, in rising order."""
     finish_interrupted_saves(MODELS)
     prefixes = (path.with_suffix("") for path in MODELS.glob(f"pynet_level_{level}_iteration_*.ckpt.index"))
-    iterations = (iteration_of(prefix) for prefix in prefixes if exists(prefix))
-    return sorted(iteration for iteration in iterations if iteration is not None)
+    return sorted(iteration_of(prefix) for prefix in prefixes if exists(prefix) and iteration_of(prefix) is not None)
 
 
 def find_checkpoint(level, iteration=None):
@@ -62,19 +61,12 @@ def find_checkpoint(level, iteration=None):
     return checkpoint_prefix(level, iteration), iteration
 
 
-def find_original():
-    """Returns the prefix of the released weights. Raises DataError where they are missing."""
-    if exists(ORIGINAL):
-        return ORIGINAL
-    raise DataError(f"{ORIGINAL.parent}/ holds no checkpoint: put the released {ORIGINAL.name}.index and "
-                    f"{ORIGINAL.name}.data-00000-of-00001 there (README, Downloads)")
-
-
-def find_small():
-    """Returns the prefix of the small network's weights. Raises DataError where they are missing."""
-    if exists(SMALL):
-        return SMALL
-    raise DataError(f"{SMALL.parent}/ holds no weights: this clone of the repository lacks {SMALL.name}.index")
+def find_published(prefix):
+    """Returns the prefix of the released or the small weights. Raises DataError where they are missing."""
+    if exists(prefix):
+        return prefix
+    raise DataError(f"{prefix.parent}/ holds no checkpoint: put {prefix.name}.index and "
+                    f"{prefix.name}.data-00000-of-00001 there (README)")
 
 
 def exists(prefix):
@@ -100,17 +92,15 @@ def network_of(prefix):
 def restore_checkpoint(variables, prefix):
     """Reads every one of {name: tf.Variable} from a checkpoint; where that fails none is changed.
 
-    Raises:
-      DataError: a file is missing or damaged, or a variable is missing or of another shape.
+    Raises DataError where a file is missing or damaged, or a variable is missing or of another shape.
     """
     reader = _open(prefix)
     stored = reader.get_variable_to_shape_map()
-    wrong = [name for name, variable in variables.items() if stored.get(name) != variable.shape.as_list()]
-    if wrong:
-        name, others = wrong[0], f" (and {len(wrong) - 1} others)" if len(wrong) > 1 else ""
-        found = f"is {stored[name]}" if name in stored else "is missing"
-        raise DataError(f"{prefix}: {name} {found}, this network's is {variables[name].shape.as_list()}{others}; "
-                        "the checkpoint was written by another network or another version of model.py")
+    for name, variable in variables.items():
+        if stored.get(name) != variable.shape.as_list():
+            raise DataError(f"{prefix}: {name} is {stored.get(name, 'missing')}, this network's is "
+                            f"{variable.shape.as_list()}; the checkpoint was written by another network or another "
+                            "version of model.py")
     try:
         values = {name: reader.get_tensor(name) for name in variables}
     except Exception as error:
@@ -134,15 +124,10 @@ def _damaged(prefix, error):
 
 
 def read_notes(prefix):
-    """Returns what `save_checkpoint` was given as notes, None where there are none. Raises DataError if damaged."""
+    """Returns what `save_checkpoint` was given as notes, None where there are none. Raises ValueError if damaged."""
     finish_interrupted_saves(pathlib.Path(prefix).parent)
     path = _file(prefix, ".json")
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: is damaged ({error}); without it the level starts anew (delete {prefix}.*)") from None
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 # Writing -------------------------------------------------------------------------------------------------------------
@@ -153,10 +138,8 @@ def save_checkpoint(variables, prefix, notes=None, before_replacing=lambda: None
 
     A crash at any moment leaves either the checkpoint that was there before or the new one. The files are written in a
     folder of their own, whose renaming to *.complete makes them count; only then do they replace older ones.
-    `before_replacing` is called when they are written, but do not count yet.
-
-    Raises:
-      DataError: the files could not be written, for example because the disk is full; what was there before stays.
+    `before_replacing` is called when they are written, but do not count yet. Raises DataError where they cannot be
+    written, for example because the disk is full; what was there before stays.
     """
     prefix = pathlib.Path(prefix)
     writing, complete = (prefix.with_name(f".{prefix.name}.{stage}") for stage in ("writing", "complete"))
@@ -167,7 +150,7 @@ def save_checkpoint(variables, prefix, notes=None, before_replacing=lambda: None
         tf.raw_ops.SaveV2(prefix=str(writing / prefix.name), tensor_names=list(variables),
                           shape_and_slices=[""] * len(variables), tensors=[v.read_value() for v in variables.values()])
         if notes is not None:
-            write_notes(writing / prefix.name, notes)
+            write_json(writing / f"{prefix.name}.json", notes)
         for path in (*writing.iterdir(), writing):
             _to_disk(path)
         before_replacing()
@@ -180,17 +163,11 @@ def save_checkpoint(variables, prefix, notes=None, before_replacing=lambda: None
         raise DataError(f"{prefix}: could not be saved ({first_line(error)})") from None
 
 
-def write_notes(prefix, notes):
-    """Writes or replaces PREFIX.json, whole or not at all."""
-    write_json(_file(prefix, ".json"), notes)
-
-
 def write_json(path, content):
     """Writes or replaces a JSON file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    _to_disk(partial)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        _to_disk(partial)
 
 
 def remove_checkpoint(prefix):
@@ -216,12 +193,6 @@ def finish_interrupted_saves(folder):
     for complete in folder.glob(".*.complete"):
         with contextlib.suppress(OSError):  # a folder that can only be read: then without it
             _move_out(complete)
-
-
-def discard_half_saves(level):
-    """Deletes what a crash left of checkpoints of a level that were not whole. Call with the level locked."""
-    for writing in MODELS.glob(f".pynet_level_{level}_*.writing"):
-        shutil.rmtree(writing, ignore_errors=True)
 
 
 def _move_out(complete):

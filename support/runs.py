@@ -38,34 +38,27 @@ class Run:
         self.evaluated = bool(self.iteration % settings.eval_step and self.iteration < settings.num_train_iters)
 
 
-# The start -----------------------------------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def prepared_folders(level):
-    """Makes models/ and results/, and locks the level: only one run at a time trains it in this folder."""
+    """Makes models/ and results/, and locks the level: only one run at a time trains it in this folder.
+
+    The lock is the kernel's and ends with the process, however that ends. DataError names the run that holds it.
+    """
     prepare_folders(MODELS, RESULTS)
-    with _lock(level):
-        checkpoints.discard_half_saves(level)
-        yield
-
-
-def _lock(level):
-    """A lock of the kernel, which ends with the process, however that ends. DataError names the run that holds it."""
     path = MODELS / f".pynet_level_{level}.lock"
-    lock = open(path, "a+", encoding="utf-8")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        raise DataError(f"{MODELS}/: level {level} is being trained here by another run ({lock.read().strip()}): "
-                        "wait for it, or train in another folder") from None
-    except OSError as error:
-        warn(f"{path}: cannot be locked ({error.strerror}); make sure that no other run trains level {level} here")
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {platform.node()}\n")
-    lock.flush()
-    return lock
+    with open(path, "a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise DataError(f"{MODELS}/: level {level} is being trained here by another run ({lock.read().strip()}): "
+                            "wait for it, or train in another folder") from None
+        except OSError as error:  # a network drive may have no locks
+            warn(f"{path}: cannot be locked ({error.strerror}); make sure that no other run trains level {level} here")
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}\n")
+        lock.flush()
+        yield
 
 
 def find_start(settings):
@@ -76,13 +69,17 @@ def find_start(settings):
     level, prefix = settings.level, checkpoints.resume_prefix(settings.level)
     before = read_state(prefix)
     if before and settings.resume:
-        _inherit_settings(settings, before)
-        if before.run.iteration == settings.num_train_iters:  # the last one gets a checkpoint, and metrics
-            before.run.evaluated &= before.run.iteration in checkpoints.saved_iterations(level)
-        if before.run.iteration <= settings.num_train_iters and not is_done(settings, before.run):
-            print(f"Level {level} goes on after iteration {before.run.iteration} of {settings.num_train_iters} "
-                  f"({prefix})")
-        return before.run, prefix, before
+        run = before.run
+        for name, value in before.settings.items():
+            if name not in settings.given or name == "kernel_start":  # which has had its effect
+                setattr(settings, name, value)
+        if settings.restore_iter:
+            print(f"Note: restore_iter={settings.restore_iter} is not used, since there is a state to resume")
+        if run.iteration == settings.num_train_iters:  # the last one gets a checkpoint, and metrics
+            run.evaluated &= run.iteration in checkpoints.saved_iterations(level)
+        if not is_done(settings, run):
+            print(f"Level {level} goes on after iteration {run.iteration} of {settings.num_train_iters} ({prefix})")
+        return run, prefix, before
     if settings.resume:
         print(f"Nothing to resume: {MODELS}/ holds no state of level {level}, so it starts as usual")
     elif before:
@@ -100,12 +97,17 @@ def find_start(settings):
     return run, prefix, None
 
 
+def is_done(settings, run):
+    """Returns whether a run has nothing left to do: no iteration, no checkpoint, no metrics."""
+    return run.iteration > settings.num_train_iters or run.iteration == settings.num_train_iters and run.evaluated
+
+
 def read_state(prefix):
     """Returns the notes of a resumable state as a namespace, with its `Run`; None without one. DataError if damaged."""
-    notes = checkpoints.read_notes(prefix)
-    if notes is None:
-        return None
     try:
+        notes = checkpoints.read_notes(prefix)
+        if notes is None:
+            return None
         return SimpleNamespace(run=Run(**notes["run"]), settings=dict(notes["settings"]), photos=dict(notes["photos"]),
                                code=dict(notes["code"]))
     except (KeyError, TypeError, ValueError):
@@ -113,29 +115,16 @@ def read_state(prefix):
                         f"{prefix}.*)") from None
 
 
-def _inherit_settings(settings, before):
-    """Takes over what the command line leaves open from the run that is resumed, and says what it changes."""
-    for name, value in before.settings.items():
-        if name not in settings.given:
-            setattr(settings, name, value)
-        elif getattr(settings, name) != value and name not in ("use_depth", "width", "kernel_start"):
-            _note_change(name, value, getattr(settings, name), before.run.iteration)
-    if settings.restore_iter:
-        print(f"Note: restore_iter={settings.restore_iter} is not used, since there is a state to resume")
-
-
-def note_changes(before, train_pairs, code):
-    """Prints what differs from the run that is resumed, besides settings: photos, loss weights, this repository."""
-    for name, value in code.items():
-        if before.code.get(name) != value:
-            _note_change(name, before.code.get(name), value, before.run.iteration)
+def note_changes(settings, before, train_pairs, code):
+    """Prints what differs from the run that is resumed: settings, photos, loss weights, this repository."""
+    was = before.settings | before.code
+    for name, value in (inherited(settings) | code).items():
+        if was.get(name) != value:
+            print(f"Note: {name} was {was.get(name)} until iteration {before.run.iteration}, and is {value} from now "
+                  "on")
     if before.photos != fingerprint(train_pairs):
         print(f"Note: these are not the training photos that the run had until now ({before.photos['count']} photos): "
               "it goes on with these")
-
-
-def _note_change(name, before, now, iteration):
-    print(f"Note: {name} was {before} until iteration {iteration}, and is {now} from now on")
 
 
 def follow_checkpoint(settings, prefix):
@@ -165,13 +154,6 @@ def find_vgg19(settings):
     return None
 
 
-def is_done(settings, run):
-    """Returns whether a run has nothing left to do: no iteration, no checkpoint, no metrics."""
-    if run.iteration == settings.num_train_iters:
-        return run.evaluated and run.iteration in checkpoints.saved_iterations(settings.level)
-    return run.iteration > settings.num_train_iters
-
-
 def inherited(settings):
     """Returns {name: value} of the settings that a resumed run takes over: all but those that say where to start."""
     return {name: value for name, value in vars(settings).items()
@@ -192,11 +174,8 @@ def fingerprint(pairs):
     return {"count": len(pairs), "names_sha256": hashlib.sha256(names.encode()).hexdigest()}
 
 
-# The state on the disk -----------------------------------------------------------------------------------------------
-
-
 class Saver:
-    """Saves a run's weights and its state, and says how to go on. Of several workers only the first one writes.
+    """Saves a run's weights and its state as far as it can, and says how to go on. Only the first worker writes.
 
     weights: {name: tf.Variable} of the whole network; slots: the optimizer's.
     """
@@ -206,110 +185,83 @@ class Saver:
         self.weights, self.state = weights, weights | slots
         self.notes_beside = {"photos": fingerprint(train_pairs), "code": code}
         self.state_iteration = run.iteration  # of the state on the disk, 0 while there is none of this run
-        self.weights_saved = True  # whether the last checkpoint that was due is on the disk
-
-    def next_batch(self, batches, clock):
-        """Returns the next batch. Where too many photos are damaged for that, the state is saved first."""
-        try:
-            with clock.waiting_for_batch():
-                return next(batches)
-        except DataError:
-            self.save_for_stop()
-            raise
+        self.failed = False  # whether the last save could not be written
 
     def save_if_due(self):
-        """Saves weights and state at an evaluation, as far as it can. DataError if the weights are NaN or infinite."""
-        iteration = self.run.iteration
-        prefix = checkpoints.checkpoint_prefix(self.settings.level, iteration)
-        if iteration and not (iteration in self.run.checkpoints and checkpoints.exists(prefix)):
-            self._save(weights=True)
+        """Saves weights and state at an evaluation. DataError if the weights are NaN or infinite."""
+        if self.run.iteration:
+            self._save(self._write_weights, self._write_state)
 
-    def save_for_stop(self):
-        """Saves what is not on the disk yet: weights whose saving failed, and the state."""
-        if not self.weights_saved or self.state_iteration != self.run.iteration:
-            self._save(weights=not self.weights_saved)
-
-    def _save(self, weights):
-        if self.worker.index:
-            self.state_iteration = self.run.iteration  # as the first worker has it
-            return
-        if not all(tf.reduce_all(tf.math.is_finite(variable)) for variable in self.weights.values()):
-            raise self.not_finite("the weights are no longer finite")
-        if weights:
-            self.weights_saved = attempt(self._save_weights)
-        attempt(self._save_state)
-
-    def is_complete(self):
-        """Returns whether everything that was due is on the disk."""
-        return self.weights_saved and self.state_iteration == self.run.iteration
+    def stop(self):
+        """Saves the state, unless that of this iteration is on the disk, and says how to go on. Errors as above."""
+        if self.state_iteration != self.run.iteration:
+            self._save(self._write_state)
+        level = self.settings.level
+        how = (f"This goes on after iteration {self.state_iteration}: python train_model.py level={level} resume=true"
+               if self.state_iteration else "There is nothing saved yet: start it again")
+        say(f"Stopped after iteration {self.run.iteration} of level {level}. {how}")
 
     def note_evaluation(self):
         """Notes, also on the disk, that the metrics of this iteration are in the log."""
         self.run.losses, self.run.evaluated = [], True
-        if self.run.iteration and self.state_iteration == self.run.iteration and not self.worker.index:
-            attempt(checkpoints.write_notes, checkpoints.resume_prefix(self.settings.level), self._notes())
-
-    def how_to_go_on(self):
-        """Returns what to do after a stop."""
-        if not self.state_iteration:
-            return "There is nothing saved yet: start it again"
-        return (f"This goes on after iteration {self.state_iteration}: python train_model.py "
-                f"level={self.settings.level} resume=true")
+        if 0 < self.run.iteration == self.state_iteration and not self.worker.index:
+            path = pathlib.Path(f"{checkpoints.resume_prefix(self.settings.level)}.json")
+            attempt(checkpoints.write_json, path, self._notes())
 
     def not_finite(self, what):
         """Returns the error that ends a run whose numbers have become NaN or infinite."""
-        settings = self.settings
         return DataError(f"iteration {self.run.iteration}: {what}. Nothing of it was saved. Try a lower learning_rate "
-                         f"(it is {settings.learning_rate:g}) or a larger batch_size (it is {settings.batch_size}); "
-                         "resume=true goes on from the last good state, where there is one")
-
-    def _save_weights(self):
-        run, level = self.run, self.settings.level
-        prefix = checkpoints.checkpoint_prefix(level, run.iteration)
-        checkpoints.save_checkpoint(self.weights, prefix, before_replacing=self._move_older)
-        say(f"saved {prefix}")
-        run.checkpoints = [iteration for iteration in run.checkpoints if iteration != run.iteration] + [run.iteration]
-        while len(run.checkpoints) > self.settings.max_to_keep:
-            checkpoints.remove_checkpoint(checkpoints.checkpoint_prefix(level, run.checkpoints.pop(0)))
-
-    def _save_state(self):
-        """Writes all that resuming takes. It replaces the state of an earlier iteration."""
-        checkpoints.save_checkpoint(self.state, checkpoints.resume_prefix(self.settings.level), self._notes(),
-                                    before_replacing=lambda: self._move_older(state_only=True))
-        self.state_iteration = self.run.iteration
-
-    def _notes(self):
-        return {"run": dataclasses.asdict(self.run), "settings": inherited(self.settings), **self.notes_beside}
-
-    def _move_older(self, state_only=False):
-        """Moves what earlier runs left: the first checkpoint of a run all of it, a state before that their state."""
-        if self.run.checkpoints:
-            return
-        patterns = [] if self.state_iteration else ["_resume.ckpt.*"]
-        patterns += [] if state_only else ["_iteration_*.ckpt.*", ".json"]
-        folder = checkpoints.move_to_older(self.settings.level, patterns)
-        if folder:
-            what = "state" if state_only else "checkpoints"
-            say(f"moved the {what} of earlier runs of level {self.settings.level} to {folder}/")
+                         "or a larger batch_size; resume=true goes on from the last good state, where there is one")
 
     def say_disk_space(self):
-        """Prints how much disk the level's checkpoints can take, and warns where less is free."""
+        """Prints how much disk the checkpoints to come and the state can take, and warns where less is free."""
         if self.worker.index:
             return
         weights, state = (sum(4 * variable.shape.num_elements() for variable in which.values())
                           for which in (self.weights, self.state))
         settings, free = self.settings, shutil.disk_usage(MODELS).free
         to_come = math.ceil((settings.num_train_iters - self.run.iteration) / settings.eval_step)
-        count = min(settings.max_to_keep, to_come)
-        needed = count * weights + 2 * state
-        print(f"Disk: up to {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free (checkpoints to come: {count} of "
-              f"{weights / 1e6:.0f} MB; resumable state: {state / 1e6:.0f} MB, twice while it is written)")
+        needed = min(settings.max_to_keep, to_come) * weights + 2 * state  # twice while it is written
+        print(f"Disk: up to {needed / 1e6:.0f} MB for checkpoints and state, {free / 1e6:.0f} MB are free")
         if free < needed:
-            warn(f"that is more than is free in {MODELS}/: make room, or lower max_to_keep (it is "
-                 f"{settings.max_to_keep})")
+            warn(f"that is more than is free in {MODELS}/: make room, or lower max_to_keep={settings.max_to_keep}")
 
+    def _save(self, *writers):
+        if not all(tf.reduce_all(tf.math.is_finite(variable)) for variable in self.weights.values()):
+            raise self.not_finite("the weights are no longer finite")
+        if self.worker.index:
+            self.state_iteration = self.run.iteration  # as the first worker has it
+        else:
+            written = [attempt(write) for write in writers]  # the state also where the weights could not be
+            self.failed = not all(written)
 
-# Stop signals --------------------------------------------------------------------------------------------------------
+    def _write_weights(self):
+        run, level = self.run, self.settings.level
+        prefix = checkpoints.checkpoint_prefix(level, run.iteration)
+        checkpoints.save_checkpoint(self.weights, prefix, before_replacing=lambda: (
+            self._move_older("_iteration_*.ckpt.*", ".json")))
+        say(f"saved {prefix}")
+        run.checkpoints = [iteration for iteration in run.checkpoints if iteration != run.iteration] + [run.iteration]
+        while len(run.checkpoints) > self.settings.max_to_keep:
+            checkpoints.remove_checkpoint(checkpoints.checkpoint_prefix(level, run.checkpoints.pop(0)))
+
+    def _write_state(self):
+        """Writes all that resuming takes, in place of the state of an earlier iteration."""
+        prefix = checkpoints.resume_prefix(self.settings.level)
+        checkpoints.save_checkpoint(self.state, prefix, self._notes(), before_replacing=self._move_older)
+        self.state_iteration = self.run.iteration
+
+    def _notes(self):
+        return {"run": dataclasses.asdict(self.run), "settings": inherited(self.settings), **self.notes_beside}
+
+    def _move_older(self, *patterns):
+        """Moves what earlier runs left until this run has a checkpoint: their files of `patterns`, and their state."""
+        if self.run.checkpoints:
+            return
+        state = () if self.state_iteration else ("_resume.ckpt.*",)
+        folder = checkpoints.move_to_older(self.settings.level, [*state, *patterns])
+        if folder:
+            say(f"moved what earlier runs of level {self.settings.level} left to {folder}/")
 
 
 class StopSignals:

@@ -27,32 +27,6 @@ LOGGED_METRICS = ("content", "mse", "psnr", "l1", "ms-ssim")  # in this order; o
 LOSSES_IN_A_POINT = 50  # of the training loss; a curve of every single one would be noise
 
 
-class Clock:
-    """Measures how fast the iterations since `restart` were, and how long they waited for data."""
-
-    def __init__(self):
-        self.restart()
-
-    def restart(self):
-        self._started, self._waited, self._batches = time.monotonic(), 0.0, 0
-
-    @contextlib.contextmanager
-    def waiting_for_batch(self):
-        started = time.monotonic()
-        yield
-        self._waited += time.monotonic() - started
-        self._batches += 1
-
-    def read(self):
-        """Returns {name: value}; nothing without an iteration."""
-        elapsed = time.monotonic() - self._started
-        return {"speed/iterations_per_second": self._batches / elapsed,
-                "speed/seconds_waiting_for_data": self._waited} if self._batches else {}
-
-
-# The log -------------------------------------------------------------------------------------------------------------
-
-
 def log_line(iteration, losses, test):
     """Returns the line of an evaluation: the mean of the training losses since the last one, and the test metrics."""
     training = f"{np.mean(losses):.4g}" if losses else "-"
@@ -62,21 +36,10 @@ def log_line(iteration, losses, test):
     return f"step {iteration} | training: {training}, test: {test['loss']:.4g} | {terms}"
 
 
-def heading(level, settings, run, counts):
-    """Returns the line above a run's lines. settings: {name: value}; counts: of {"training", "test"} photos."""
-    arguments = " ".join(f"{name}={value}" for name, value in settings.items())
-    start = f"resumed after iteration {run.iteration}" if run.iteration else run.start
-    return (f"# {datetime.datetime.now():%Y-%m-%d %H:%M:%S} | level={level} {arguments} | {start} | "
-            f"{counts['training']} training, {counts['test']} test photos")
-
-
 def append_to_log(line):
     """Adds a line to models/logs.txt."""
     with open(LOG, "a", encoding="utf-8") as log:
         print(line, file=log)
-
-
-# Curves --------------------------------------------------------------------------------------------------------------
 
 
 def next_run(level):
@@ -86,25 +49,15 @@ def next_run(level):
 
 
 def iterations_above(level, restored):
-    """Returns how many iterations the levels above were trained: where the level begins on the axis of all of them.
-
-    restored: iteration of the next level that it starts from.
-    """
+    """Returns how many iterations came before a level that starts from iteration `restored` of the level above."""
     saved = [checkpoints.saved_iterations(above) for above in range(level + 2, 8)]
     return restored + sum(iterations[-1] for iterations in saved if iterations)
 
 
 def write_curves(level, run, test, crops, scalars):
-    """Adds the points of an evaluation to a run's curves.
+    """Adds the points of an evaluation to the curves of a `runs.Run`. Raises DataError where they cannot be written.
 
-    Args:
-      run: the `runs.Run`, with the training losses since the last evaluation.
-      test: {name: value} of the test metrics.
-      crops: uint8 arrays of one shape, (height, width, 3).
-      scalars: {name: value} of the iteration, such as the learning rate.
-
-    Raises:
-      DataError: they could not be written.
+    test, scalars: {name: value}, test metrics and others; crops: uint8 arrays of one shape, (height, width, 3).
     """
     with _writing(CURVES / f"level_{level}" / run.name):
         for stop in range(len(run.losses), 0, -LOSSES_IN_A_POINT):
@@ -120,7 +73,7 @@ def write_curves(level, run, test, crops, scalars):
 
 def write_test_means(level, iteration, run, means):
     """Adds the means of test_model.py to a level's curves. run: name of the curve; NaN is left out. Errors as above."""
-    above = (read_card(level) or {}).get("iterations_above", 0)
+    above = read_card(level).get("iterations_above", 0)
     with _writing(CURVES / f"level_{level}" / run):
         for name, value in means.items():
             if not math.isnan(value):
@@ -137,9 +90,6 @@ def _writing(folder):
         raise DataError(f"{folder}: could not be written ({first_line(error)})") from None
 
 
-# The model card ------------------------------------------------------------------------------------------------------
-
-
 def card_path(level):
     """Returns models/pynet_level_<level>.json."""
     return MODELS / f"pynet_level_{level}.json"
@@ -148,12 +98,9 @@ def card_path(level):
 def write_card(level, run, test, settings, counts, code):
     """Writes or replaces the card of a level; the evaluations of the same run before this one are kept.
 
-    Args:
-      run: the `runs.Run`; test: {name: value} of its newest evaluation; settings: {name: value}.
-      counts: {"training": count, "test": count} of the photos.
-      code: {"commit": text, "loss_weights": text}.
+    run: the `runs.Run`; test: {name: value} of its newest evaluation; the others are those of a `TrainingLog`.
     """
-    earlier = read_card(level) or {}
+    earlier = read_card(level)
     evaluations = earlier.get("evaluations", {}) if earlier.get("run") == run.name else {}
     card = {
         "level": level, "iteration": run.iteration, "run": run.name, "start": run.start, "photos": counts,
@@ -167,24 +114,23 @@ def write_card(level, run, test, settings, counts, code):
 
 
 def read_card(level):
-    """Returns the card of a level as a dictionary; None where there is none that can be read."""
+    """Returns the card of a level as a dictionary, which is empty where there is none that can be read."""
     try:
         card = json.loads(card_path(level).read_text(encoding="utf-8"))
-        return card if isinstance(card, dict) else None
+        return card if isinstance(card, dict) else {}
     except (OSError, ValueError):
-        return None
+        return {}
 
 
 def card_rows(level, iteration):
     """Returns {what: text} about the checkpoint of an iteration; {} where the card does not know it."""
-    card = read_card(level) or {}
+    card = read_card(level)
     evaluation = card.get("evaluations", {}).get(str(iteration))
     if not evaluation:
         return {}
-    settings = " ".join(f"{name}={value}" for name, value in evaluation["settings"].items())
-    metrics = ", ".join(f"{name} {value:.4g}" for name, value in evaluation["metrics"].items())
     return {"Trained": f"{card['start']}, on {card['photos']['training']} photos, commit {card['commit']}",
-            "In training": metrics, "Settings": settings}
+            "In training": ", ".join(f"{name} {value:.4g}" for name, value in evaluation["metrics"].items()),
+            "Settings": " ".join(f"{name}={value}" for name, value in evaluation["settings"].items())}
 
 
 def card_text(level, iteration):
@@ -202,9 +148,6 @@ def commit():
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return done.stdout.strip() or "unknown"
-
-
-# All of it -----------------------------------------------------------------------------------------------------------
 
 
 def attempt(action, *arguments):
@@ -226,20 +169,38 @@ class TrainingLog:
 
     def __init__(self, level, settings, run, counts, code, writes=True):
         self.level, self.settings, self.run, self.counts, self.code = level, settings, run, counts, code
-        self.writes, self.clock = writes, Clock()
+        self.writes = writes
+        self._restart_clock()
         if writes:
-            attempt(append_to_log, heading(level, settings, run, counts))
+            arguments = " ".join(f"{name}={value}" for name, value in settings.items())
+            start = f"resumed after iteration {run.iteration}" if run.iteration else run.start
+            attempt(append_to_log, f"# {datetime.datetime.now():%Y-%m-%d %H:%M:%S} | level={level} {arguments} | "
+                                   f"{start} | {counts['training']} training, {counts['test']} test photos")
+
+    def _restart_clock(self):
+        self._started, self._waited, self._batches = time.monotonic(), 0.0, 0
+
+    def next_batch(self, batches):
+        """Returns the next batch, and measures how long that takes."""
+        started = time.monotonic()
+        batch = next(batches)
+        self._waited += time.monotonic() - started
+        self._batches += 1
+        return batch
 
     def report(self, found, learning_rate):
         """`found`: (metrics, visual crops) of this iteration's evaluation; None where there was none."""
         if not self.writes or found is None:
             return
         test, crops = found
-        speed = self.clock.read()
+        scalars = {"learning_rate": learning_rate}
+        if self._batches:
+            scalars["speed/iterations_per_second"] = self._batches / (time.monotonic() - self._started)
+            scalars["speed/seconds_waiting_for_data"] = self._waited
         line = log_line(self.run.iteration, self.run.losses, test)
         say(line)
         attempt(append_to_log, line)
-        attempt(write_curves, self.level, self.run, test, crops, speed | {"learning_rate": learning_rate})
+        attempt(write_curves, self.level, self.run, test, crops, scalars)
         if self.run.checkpoints:  # before, the card is that of an earlier run
             attempt(write_card, self.level, self.run, test, self.settings, self.counts, self.code)
-        self.clock.restart()
+        self._restart_clock()
