@@ -2,9 +2,7 @@
 
     results/full-resolution/index_<run>.html, metrics_<run>.csv    page and table of a run
     results/full-resolution/index.html                             the page of the latest run, with links to the others
-    results/full-resolution/page/                                  small pictures for the pages
-
-The pictures are loaded as the page is scrolled, so it stays light with hundreds of photos.
+    results/full-resolution/page/                                  small pictures, loaded as the page is scrolled
 """
 
 import csv
@@ -21,7 +19,7 @@ from PIL import Image
 import utils
 
 PICTURES = "page"  # the sub-folder of the small pictures
-LONGEST_SIDE = 1024  # of a small picture, in pixels
+LONGEST_SIDE = 768  # of a small picture, in pixels; that of EBB!'s photos at half size, as the network sees them
 JPEG_QUALITY = 85
 FORMATS = {"PSNR": "{:.2f} dB"}  # of the metrics; four decimal places for the others
 
@@ -36,9 +34,6 @@ class Result(NamedTuple):
     pictures: dict  # what `write_thumbnails` returned
 
 
-# Metrics in words ----------------------------------------------------------------------------------------------------
-
-
 def metric_text(name, value):
     """Returns a metric with its unit, "23.41 dB" or "0.8651"; NaN is "photo too small"."""
     return "photo too small" if math.isnan(value) else FORMATS.get(name, "{:.4f}").format(value)
@@ -51,10 +46,9 @@ def metrics_text(values):
 
 def mean_metrics(found):
     """Returns {name: mean} over a list of {name: value}, without NaN and empty ones; {} where all are empty."""
-    measured = [values for values in found if values]
     means = {}
-    for name in measured[0] if measured else ():
-        known = [values[name] for values in measured if not math.isnan(values[name])]
+    for name in next(filter(None, found), ()):
+        known = [values[name] for values in found if values and not math.isnan(values[name])]
         means[name] = float(np.mean(known)) if known else math.nan
     return means
 
@@ -63,20 +57,13 @@ def mean_metrics(found):
 
 
 def write_thumbnails(path, photo_and_depth, result, target):
-    """Writes the small JPEGs of one photo, all of one size, to a sub-folder beside the rendered picture.
+    """Writes the small JPEGs of one photo to a sub-folder beside the rendered picture `path`.
 
-    Args:
-      path: of the rendered picture.
-      photo_and_depth: uint8 (height, width, 4 or 3), the network's input.
-      result, target: uint8 (height, width, 3) of any size; target may be None.
-
-    Returns {"photo", "depth", "result", "target": file name}, without what is missing. Raises OSError.
+    photo_and_depth: uint8 (height, width, 4 or 3), the network's input; result, target: uint8 (height, width, 3) of any
+    size, no target where it is None. Returns {"photo", "depth", "result", "target": file name}. Raises OSError.
     """
     folder = path.parent / PICTURES
     folder.mkdir(exist_ok=True)
-    height, width = photo_and_depth.shape[:2]
-    scale = min(1, LONGEST_SIDE / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
     images = {"photo": photo_and_depth[..., :3], "result": result}
     if photo_and_depth.shape[-1] == 4:
         images["depth"] = photo_and_depth[..., 3]
@@ -84,7 +71,8 @@ def write_thumbnails(path, photo_and_depth, result, target):
         images["target"] = target
     names = {kind: f"{path.stem}.{kind}.jpg" for kind in images}
     for kind, image in images.items():
-        small = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=2)
+        small = Image.fromarray(image)
+        small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
         with utils.whole_file(folder / names[kind]) as partial:
             small.save(partial, quality=JPEG_QUALITY)
     return names
@@ -95,11 +83,9 @@ def write_page(folder, run, heading, results, problems, total):
 
     Args:
       folder: where the results are.
-      run: name of the run; one of the same name is replaced.
-      heading: {what: value} of the run.
-      results: the `Result`s in the order of the run.
+      run: name of the run, of which `heading` is {what: value}; one of the same name is replaced.
+      results: the `Result`s in the order of the run, of `total` photos.
       problems: a text for each photo that could not be rendered.
-      total: the number of photos of the run.
     """
     page = folder / f"index_{run}.html"
     others = sorted(path.name for path in folder.glob("index_*.html") if path != page)

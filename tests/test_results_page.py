@@ -119,7 +119,7 @@ def test_table_holds_every_photo_with_its_metrics(page):
 def test_small_pictures_of_one_photo_have_one_size(tmp_path):
     result = make_result(tmp_path, "a", {}, size=(3000, 1500))
     sizes = {Image.open(tmp_path / results_page.PICTURES / name).size for name in result.pictures.values()}
-    assert sizes == {(1024, 512)} and set(result.pictures) == {"photo", "depth", "result", "target"}
+    assert sizes == {(768, 384)} and set(result.pictures) == {"photo", "depth", "result", "target"}
     assert all((tmp_path / results_page.PICTURES / name).stat().st_size < 150_000 for name in result.pictures.values())
 
 
