@@ -320,15 +320,15 @@ def test_gpus_memory_is_taken_as_needed_and_use_gpu_false_hides_it(monkeypatch, 
     gpu, grows = types.SimpleNamespace(name="GPU:0"), []
     experimental = types.SimpleNamespace(set_memory_growth=lambda *arguments: grows.append(arguments),
                                          get_device_details=lambda _: {"device_name": "Test GPU"})
-    hidden = []
+    visible = []
     config = types.SimpleNamespace(list_physical_devices=lambda kind=None: [gpu], experimental=experimental,
-                                   set_visible_devices=lambda *arguments: hidden.append(arguments))
+                                   set_visible_devices=lambda *arguments: visible.append(arguments))
     monkeypatch.setitem(sys.modules, "tensorflow", types.SimpleNamespace(config=config))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     devices.start_tensorflow(use_gpu)
     assert grows == ([(gpu, True)] if use_gpu else []) and capsys.readouterr().out == says
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ("0" if use_gpu else "-1")
-    assert hidden == ([] if use_gpu else [([], "GPU")])
+    assert visible == [([gpu] if use_gpu else [], "GPU")]
 
 
 def test_use_gpu_and_precision_reach_tensorflow(place_with, call, monkeypatch, white_network):
