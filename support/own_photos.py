@@ -80,7 +80,7 @@ def find_photos_to_render(settings, use_depth):
     """
     images_dir, depth_dir = settings.images_dir, settings.depth_dir
     pairs, without_depth = find_pairs(images_dir, depth_dir, use_depth)
-    place = f"in {depth_dir}" if depth_dir else "inside, and there is no depth_dir="
+    place = f"in {depth_dir}" if depth_dir else "inside, and depth_dir=FOLDER is not given"
     problems = [f"{path}: has no depth map {place}; python -m tools.make_depth_maps makes it" for path in without_depth]
     problems += [f"{path}: is of a format that is not read; save it as JPEG, PNG, WebP or TIFF"
                  for path in sorted(pathlib.Path(images_dir).glob("*")) if path.suffix.lower() in UNSUPPORTED_SUFFIXES]

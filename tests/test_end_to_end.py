@@ -389,4 +389,4 @@ def test_a_network_with_depth_maps_needs_them(workplace, small_checkpoint, link_
     training = call(train_model, "level=6", f"dataset_dir={photos}")
     assert training.status == 1 and "original_depth: no such folder" in training.err
     own = call(test_model, "level=7", f"images_dir={photos / 'test/original'}")
-    assert own.status == 1 and "this network takes depth maps" in own.err and "depth_dir=FOLDER" in own.err
+    assert own.status == 1 and "has no depth map inside, and depth_dir=FOLDER is not given" in own.err

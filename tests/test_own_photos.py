@@ -385,7 +385,7 @@ def test_without_depth_dir_the_depth_maps_inside_the_photos_are_used(rendering):
     assert done.status == 1
     assert "Depth maps: inside a.jpg, b.jpg, damaged.jpg\n" in done.out
     assert done.err.splitlines() == [
-        "error: photos/without.jpg: has no depth map inside, and there is no depth_dir=; "
+        "error: photos/without.jpg: has no depth map inside, and depth_dir=FOLDER is not given; "
         "python -m tools.make_depth_maps makes it",
         "error: photos/damaged.jpg: the depth map in it is damaged (no PNG or JPEG)",
         "error: 2 of 4 photos could not be rendered"]
@@ -397,7 +397,7 @@ def test_without_depth_dir_the_depth_maps_inside_the_photos_are_used(rendering):
 def test_photos_without_any_depth_map_are_one_line(rendering):
     add_photo("a.jpg", lambda path: upright().save(path))
     done = rendering("images_dir=photos")
-    assert done.status == 1 and "photos/a.jpg: has no depth map inside, and there is no depth_dir=" in done.err
+    assert done.status == 1 and "photos/a.jpg: has no depth map inside, and depth_dir=FOLDER is not given" in done.err
 
 
 def test_profile_and_date_travel_into_the_result(rendering):
