@@ -254,7 +254,11 @@ def train(settings, worker, run, weights, before, vgg_file, train_pairs, test_pa
                     saver.note_evaluation()
             if stop.is_due() or run.iteration >= settings.num_train_iters:
                 break
-            batch = log.next_batch(batches)
+            try:
+                batch = log.next_batch(batches)
+            except DataError:  # too many photos are damaged
+                saver.stop()
+                raise
             done = devices.take_step(step, batch, run, learning_rate, bool(stop.received), settings)
             stop.hear(done.stopped)
             run.count(done.loss, settings)

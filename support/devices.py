@@ -4,6 +4,8 @@ import hashlib
 import json
 import math
 import os
+import pathlib
+import re
 import resource
 import sys
 from typing import Any, NamedTuple
@@ -13,6 +15,7 @@ import numpy as np
 from utils import DataError, UsageError, first_line, say, tf, warn
 
 FAST_FROM = {"float32": (0, 0), "float16": (7, 0), "bfloat16": (8, 0)}  # NVIDIA's compute capability: tensor cores
+CPU_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # in /proc/cpuinfo
 FIRST_LOSS_SCALE, SCALE_DOUBLES_AFTER = 2.0 ** 15, 2000  # section 3.2 of arXiv:1710.03740 leaves the numbers open
 
 
@@ -38,15 +41,24 @@ def start_tensorflow(use_gpu=True, precision="float32"):
     print("Computing on " + (", ".join(names) or f"the CPU{no_gpu}"), flush=True)
     slow = [name for name, detail in zip(names, details)
             if detail.get("compute_capability", (0, 0)) < FAST_FROM[precision]]
-    if slow or not gpus and precision != "float32":
-        warn(f"{', '.join(slow) or 'the CPU'} may emulate {precision}, which can take longer than float32")
+    if slow or not gpus and not cpu_computes(precision):
+        warn(f"{', '.join(slow) or 'this CPU'} emulates {precision}, which can take longer than float32")
+
+
+def cpu_computes(precision):
+    """Returns whether the CPU has arithmetic for a precision: bfloat16 with AVX512_BF16 or AMX (x86), or BF16 (ARM)."""
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    features = set(cpuinfo.read_text(encoding="utf-8").split()) if cpuinfo.exists() else set()
+    return precision == "float32" or precision == "bfloat16" and bool(features & CPU_BFLOAT16)
 
 
 def peak_memory():
     """Returns the most bytes that were taken so far: of the first GPU where there is one, or of this process."""
     if tf.config.list_logical_devices("GPU"):
         return tf.config.experimental.get_memory_info("GPU:0")["peak"]
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = pathlib.Path("/proc/self/status")  # getrusage() would count the parent process, too
+    found = re.search(r"VmHWM:\s*([0-9]+) kB", status.read_text(encoding="utf-8") if status.exists() else "")
+    return 1024 * (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def _import_quietly():

@@ -473,7 +473,7 @@ def test_weights_that_are_not_finite_never_reach_a_checkpoint(training, steps, s
     assert checkpoints.saved_iterations(7) == [1]
 
 
-def test_too_many_damaged_photos_end_the_run_and_the_last_state_is_still_there(training, monkeypatch):
+def test_too_many_damaged_photos_end_the_run_with_its_state_saved(training, monkeypatch):
     batches = load_dataset.training_batches
 
     def damaged_after_2(*arguments):
@@ -481,7 +481,7 @@ def test_too_many_damaged_photos_end_the_run_and_the_last_state_is_still_there(t
         raise DataError("train/original/0.jpg: is damaged; with it 2 photos are damaged, too many to go on")
 
     monkeypatch.setattr(load_dataset, "training_batches", damaged_after_2)
-    done = training("level=7", *EVERY_ITERATION, "num_train_iters=9")
+    done = training("level=7", *QUICK, "eval_step=9", "num_train_iters=9")
     assert done.status == 1 and done.err.endswith("2 photos are damaged, too many to go on\n")
     assert state()["run"]["iteration"] == 2
 

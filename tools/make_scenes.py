@@ -370,7 +370,7 @@ def _draw_leaves(image, coverage, random, clustered=False, farthest=1.0):
     outline = np.cos(angle) + 1j * flat * np.sin(angle) * np.sqrt(np.abs(np.sin(angle)))  # pointed at both ends
     outline *= random.uniform(random.uniform(0.3, 1), 1, (count, 16))
     outline *= (radius * np.exp(2j * math.pi * random.random(count)))[:, np.newaxis]
-    outline += centre[:, :1] * image.width + 1j * centre[:, 1:] * image.height  # no matrix product: that takes all cores
+    outline += centre[:, :1] * image.width + 1j * centre[:, 1:] * image.height  # a matrix product takes all cores
     points = outline.view(float).tolist()  # x, y, x, y ...
     colours = _palette(random, 12, random.uniform(0.2, 1))[random.integers(0, 12, count)]
     colours, draw = colours * random.uniform(0.6, 1, (count, 1)), ImageDraw.Draw(image)
