@@ -1,7 +1,5 @@
 """tools/demo.py: calls that the scripts take, a folder of its own, and a contact sheet of what was made."""
 
-import math
-
 import numpy as np
 import pytest
 
@@ -16,54 +14,58 @@ def test_every_call_is_one_that_the_scripts_take():
     known = {"train_model.py": train_model, "test_model.py": test_model}
     calls = [(script, utils.parse_arguments(arguments, known[script].PARAMETERS, ""))
              for script, *arguments in demo.commands(seed=3)]
-    trained = [settings for script, settings in calls if script == "train_model.py"]
-    assert [settings.level for settings in trained] == [7, 6, 5, 4, 3, 2, 1]
+    assert calls[0][0] == "test_model.py" and calls[0][1].small
+    trained = [settings for script, settings in calls[1:] if script == "train_model.py"]
+    assert [settings.level for settings in trained] == [7, 6, 5, 4, 3, 2, 1] and len(calls) == 8
     assert {settings.seed for settings in trained} == {3}
-    assert calls[-1][0] == "test_model.py" and calls[-1][1].level == 1
 
 
-def test_an_earlier_demo_and_the_users_own_models_are_left_as_they_are(workplace):
+def test_an_earlier_demo_is_replaced_and_what_is_not_a_demos_is_left(workplace):
     (utils.MODELS / "logs.txt").write_text("mine")
     demo.prepare_folder()
-    (demo.FOLDER / "models").mkdir(exist_ok=True)
-    with pytest.raises(DataError, match=r"results/demo: exists"):
+    (demo.FOLDER / "models/logs.txt").write_text("of the demo before")
+    demo.prepare_folder()
+    assert not (demo.FOLDER / "models/logs.txt").exists() and (utils.MODELS / "logs.txt").read_text() == "mine"
+    demo.MARKER.unlink()
+    with pytest.raises(DataError, match=r"results/demo: was not made by this demo"):
         demo.prepare_folder()
-    assert (demo.FOLDER / "models").is_dir() and (utils.MODELS / "logs.txt").read_text() == "mine"
+    assert (demo.FOLDER / "models").is_dir()
 
 
 @pytest.fixture
-def rendered_scene(workplace):
-    """What the demo has after the small network rendered its test photo: red files, and a green result."""
+def rendered_scenes(workplace):
+    """What the demo has after the small network rendered its test photos: red files, and green results."""
     demo.prepare_folder()
-    for kind, shape in {"original": (300, 200), "original_depth": (150, 100), "bokeh": (300, 200)}.items():
-        suffix = "png" if kind == "original_depth" else "jpg"
-        write(demo.FOLDER / "ebb_dataset/test" / kind / f"0.{suffix}", shape, (200, 0, 0))
-    write(demo.FOLDER / "results/full-resolution/0_level_1_small.png", (300, 200), (0, 200, 0))
+    for number in range(demo.TEST_COUNT):
+        for name in (f"original/{number}.jpg", f"original_depth/{number}.png", f"bokeh/{number}.jpg"):
+            write(demo.FOLDER / "ebb_dataset/test" / name, (300, 200), (200, 0, 0))
+        write(demo.FOLDER / f"results/full-resolution/{number}_level_1_small.png", (300, 200), (0, 200, 0))
 
 
-def test_the_first_sheet_shows_photo_depth_map_result_and_target(rendered_scene):
+def test_the_first_sheet_shows_photo_depth_map_result_and_target_of_every_photo(rendered_scenes):
     demo.write_sheet()
     red, green, blue = areas_of_colours()
-    panel = math.prod(demo.PICTURE_SIZE)
-    assert (red, green, blue) == (pytest.approx(3 * panel, rel=0.02), pytest.approx(panel, rel=0.02), 0)
+    width = demo.SHEET_WIDTH / 4 - demo.GAP
+    assert green == pytest.approx(demo.TEST_COUNT * width ** 2 / 1.5, rel=0.02)
+    assert (red, blue) == (pytest.approx(3 * green, rel=0.02), 0)
 
 
-def test_the_last_sheet_adds_the_crops_of_all_levels(rendered_scene, monkeypatch):
-    log = []
+def test_the_last_sheet_adds_the_crops_of_all_levels(rendered_scenes):
+    log, side = [], 30
     for level, iterations in demo.SCHEDULE.items():
-        write(demo.FOLDER / f"results/pynet_img_0_level_{level}_iter_{iterations}.jpg", (90, 30), (0, 0, 200))
+        crop = np.full((side, 3 * side, 3), 255, np.uint8)
+        crop[:, side:2 * side] = 0, 0, 200  # the output
+        for number in (0, 1):
+            utils.write_image(demo.FOLDER / f"results/pynet_img_{number}_level_{level}_iter_{iterations}.jpg", crop)
         log += [f"# now | level={level} batch_size=1", "step 0 | training: -, test: 9 | mse: 0.1, psnr: 9.5, l1: 0.1",
                 f"step {iterations} | training: 1, test: 9 | mse: 0.1, psnr: 1{level}.5, l1: 0.1"]
-    (demo.FOLDER / "models").mkdir(exist_ok=True)
     (demo.FOLDER / "models/logs.txt").write_text("\n".join([*log, ""]))
 
-    labels, labelled = [], demo.labelled
-    monkeypatch.setattr(demo, "labelled", lambda label, *arguments: labels.append(label) or labelled(label, *arguments))
+    labels = [label for label, _ in demo.crop_row(1)]
+    assert labels == ["crop", *(f"level {level}: 1{level}.5 dB" for level in demo.SCHEDULE), "target"]
     demo.write_sheet()
-    assert labels[-7:] == [f"level {level} after {iterations} iterations: test PSNR 1{level}.5 dB"
-                           for level, iterations in demo.SCHEDULE.items()]
-    _, _, blue = areas_of_colours()
-    assert blue == pytest.approx(7 * demo.PICTURE_SIZE[0] ** 2 / 3, rel=0.02)
+    *_, blue = areas_of_colours()
+    assert blue == pytest.approx(2 * 7 * (demo.SHEET_WIDTH // 9 - demo.GAP) ** 2, rel=0.05)
 
 
 def areas_of_colours():

@@ -1,9 +1,9 @@
-"""Shows the whole pipeline in minutes, without any download: python -m tools.demo
+"""Shows bokeh, and how a network learns it, in minutes and without any download: python -m tools.demo
 
-Makes a few synthetic scenes and renders one with the small network of models/small/, if it is there. Then it trains a
-small network of its own from scratch, level 7 to 1, and puts all of it on one contact sheet, results/demo.png. Training
-and rendering are those of train_model.py and test_model.py, run as a user would run them, but in results/demo/: the
-user's own models/ and results/ stay as they are.
+Makes a few synthetic scenes and renders them with the small network of models/small/. Then it trains such a network
+from scratch, level 7 to 1. All of it gets onto one contact sheet, results/demo.png. Training and rendering are those of
+train_model.py and test_model.py, run as a user would run them, but in results/demo/: the user's own models/ and
+results/ stay as they are.
 """
 
 import pathlib
@@ -15,7 +15,7 @@ import sys
 import time
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 import utils
 from support.training_log import LOG
@@ -24,17 +24,19 @@ from utils import DataError, Parameter
 
 FOLDER = utils.RESULTS / "demo"
 SHEET = utils.RESULTS / "demo.png"
+MARKER = FOLDER / ".made_by_demo"
 SCRIPTS = pathlib.Path(__file__).resolve().parent.parent
 SMALL = SCRIPTS / utils.SMALL
-TRAIN_COUNT, TEST_COUNT = 12, 1
+SEED = 7  # of the scenes: three that show different things
+TRAIN_COUNT, TEST_COUNT = 12, 3
 
-SCHEDULE = {7: 100, 6: 60, 5: 60, 4: 60, 3: 80, 2: 20, 1: 10}  # iterations: what two CPU cores do in minutes
+SCHEDULE = {7: 100, 6: 60, 5: 60, 4: 60, 3: 80, 2: 20, 1: 10}  # iterations: what two CPU cores do in three minutes
 NETWORK = "width=0.25", "patch_size=128", "batch_size=2", "learning_rate=4e-4", "vgg_dir=none"
 
-PARAMETERS = (Parameter("seed", int, 0, "another one gives other scenes and another training", 0),)
+PARAMETERS = (Parameter("seed", int, SEED, "another one gives other scenes and another training", 0),)
 USAGE = "python -m tools.demo [seed=N]"
 
-COLUMNS, PICTURE_SIZE, LABEL_HEIGHT, FONT_SIZE, GAP = 4, (600, 400), 34, 22, 12  # of the contact sheet, in pixels
+SHEET_WIDTH, LABEL_HEIGHT, FONT_SIZE, GAP = 2400, 34, 22, 12  # in pixels
 
 
 def main(argv):
@@ -52,71 +54,76 @@ def main(argv):
         if status:
             print(f"error: {script} ended with exit status {status}, so the demo ends here", file=sys.stderr)
             return status
-        if script == "test_model.py":
-            write_sheet()
+        write_sheet()
+        print(f"Look at it after {utils.duration(time.monotonic() - started)}: {SHEET}", flush=True)
     print(f"""
-The demo took {utils.duration(time.monotonic() - started)}. All but the contact sheet is in {FOLDER}/.
+All but the contact sheet is in {FOLDER}/.
 
-What this shows: the pipeline is whole, from photos through seven levels, each trained from the one above it, to a photo
-rendered at full size. What was trained just now is a network with a quarter of the paper's feature maps, for
-{sum(SCHEDULE.values())} iterations instead of the paper's 260,000: large shapes and colours, not bokeh.""")
+The photos in the upper rows were rendered by the small network of models/small/, whose training took hours. The crops
+below them are of the network that was trained just now, for {sum(SCHEDULE.values())} iterations (the paper: 260,000).
+Each level starts from the one before it and doubles the size. So short a training gives colours and large shapes, not
+bokeh.""")
     return 0
 
 
 def prepare_folder():
-    """Makes results/demo/. Raises DataError where it exists."""
-    if FOLDER.exists():
-        raise DataError(f"{FOLDER}: exists, probably from an earlier demo; delete or rename it")
+    """Makes results/demo/, without what an earlier demo left. Raises DataError where the folder is not a demo's."""
+    if FOLDER.exists() and not MARKER.exists():
+        raise DataError(f"{FOLDER}: was not made by this demo, so it is left as it is; rename it")
+    shutil.rmtree(FOLDER, ignore_errors=True)
     utils.prepare_folders(FOLDER)
-    if SMALL.with_suffix(".index").exists():
-        shutil.copytree(SMALL.parent, FOLDER / utils.SMALL.parent)
+    MARKER.touch()
+    shutil.copytree(SMALL.parent, FOLDER / utils.SMALL.parent)
 
 
 def commands(seed):
     """Yields the calls of the scripts, each as [script, argument, ...]."""
-    if SMALL.with_suffix(".index").exists():
-        yield ["test_model.py", "small=true"]
+    yield ["test_model.py", "small=true"]
     for level, iterations in SCHEDULE.items():
         yield ["train_model.py", f"level={level}", f"num_train_iters={iterations}", f"seed={seed}", *NETWORK]
-    yield ["test_model.py", "level=1"]
 
 
 # The contact sheet ---------------------------------------------------------------------------------------------------
 
 
 def write_sheet():
-    """Writes results/demo.png: the test photo with what was made of it, then the visual crops of every level."""
-    panels = [labelled(label, file) for label, file in [*photo_files(), *crop_files()] if file.exists()]
-    panels += [Image.new("RGB", panels[0].size, "white")] * (-len(panels) % COLUMNS)
-    rows = [np.hstack(panels[first:first + COLUMNS]) for first in range(0, len(panels), COLUMNS)]
-    utils.write_image(SHEET, np.vstack(rows))
-    print(f"Look at it: {SHEET}", flush=True)
+    """Writes results/demo.png: a row for each test photo, then a row of crops, from level 7 on, for the first two."""
+    rows = [*map(photo_row, range(TEST_COUNT)), *(crop_row(number) for number in (0, 1) if (FOLDER / LOG).exists())]
+    utils.write_image(SHEET, np.vstack([row_of_pictures(row) for row in rows]))
 
 
-def photo_files():
-    """Returns the test photo and what was made of it, as (label, file), whether it is there yet or not."""
-    test, rendered = FOLDER / "ebb_dataset" / "test", FOLDER / utils.FULL_RESOLUTION
-    return [("photo", test / "original" / "0.jpg"), ("depth map", test / "original_depth" / "0.png"),
-            ("target", test / "bokeh" / "0.jpg"), ("small network of models/small/", rendered / "0_level_1_small.png"),
-            ("network trained just now, level 1", rendered / f"0_level_1_iteration_{SCHEDULE[1]}.png")]
+def photo_row(number):
+    """Returns a test photo and what the small network made of it, as [(label, picture)]."""
+    test = FOLDER / "ebb_dataset" / "test"
+    files = {"photo": test / "original" / f"{number}.jpg", "depth map": test / "original_depth" / f"{number}.png",
+             "rendered by the small network": FOLDER / utils.FULL_RESOLUTION / f"{number}_level_1_small.png",
+             "target": test / "bokeh" / f"{number}.jpg"}
+    return [(label, Image.open(file).convert("RGB")) for label, file in files.items()]
 
 
-def crop_files():
-    """Returns the visual crops (input | output | target) at the end of every level, as (label, file)."""
-    levels = plot_logs.read_log(FOLDER / LOG) if (FOLDER / LOG).exists() else {}
-    ends = {level: max(evaluations.items()) for level, evaluations in levels.items()}
-    return [(f"level {level} after {iteration} iterations: test PSNR {metrics['psnr']:.4g} dB",
-             FOLDER / utils.RESULTS / f"pynet_img_0_level_{level}_iter_{iteration}.jpg")
-            for level, (iteration, metrics) in ends.items()]
+def crop_row(number):
+    """Returns a patch of a test photo, what each level that has been trained makes of it, and the target, likewise."""
+    row = []
+    for level, evaluations in plot_logs.read_log(FOLDER / LOG).items():
+        iteration, metrics = max(evaluations.items())
+        crop = Image.open(FOLDER / utils.RESULTS / f"pynet_img_{number}_level_{level}_iter_{iteration}.jpg")
+        patch, output, target = (crop.crop((left, 0, left + crop.height, crop.height))
+                                 for left in range(0, crop.width, crop.height))
+        row = [*(row or [("crop", patch)]), (f"level {level}: {metrics['psnr']:.1f} dB", output)]
+    return [*row, ("target", target)]
 
 
-def labelled(label, file):
-    """Returns the picture of a file with a line of text above it and a gap around both."""
-    with Image.open(file) as image:
-        picture = ImageOps.pad(image.convert("RGB"), PICTURE_SIZE, Image.Resampling.LANCZOS, "white", (0.5, 0))
-    panel = ImageOps.expand(picture, (GAP, LABEL_HEIGHT, GAP, GAP), "white")
-    ImageDraw.Draw(panel).text((GAP, 0), label, "black", ImageFont.load_default(FONT_SIZE))
-    return panel
+def row_of_pictures(row):
+    """Returns [(label, picture)] side by side, each with its label above it, uint8 (height, SHEET_WIDTH, 3)."""
+    step = SHEET_WIDTH // max(4, len(row))
+    width, (_, first) = step - GAP, row[0]
+    height = width * first.height // first.width
+    strip = Image.new("RGB", (SHEET_WIDTH, LABEL_HEIGHT + height + GAP), "white")
+    for index, (label, picture) in enumerate(row):
+        left = index * step + GAP // 2
+        strip.paste(picture.resize((width, height), Image.Resampling.LANCZOS), (left, LABEL_HEIGHT))
+        ImageDraw.Draw(strip).text((left, GAP // 2), label, "black", ImageFont.load_default(FONT_SIZE))
+    return np.asarray(strip)
 
 
 if __name__ == "__main__":
