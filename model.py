@@ -211,7 +211,7 @@ class _Layers:
             return self._convolution(x, maps, size, f"{name}_conv_{index}", gain=HE_GAIN, activation="leaky_relu")
         x = self._convolution(x, maps, size, f"{name}_conv_{index}")
         x = self._apply(x, InstanceNormalization(
-            epsilon=INSTANCE_NORM_EPSILON, name=f"{name}_norm_{index}", dtype="float32"))
+            epsilon=INSTANCE_NORM_EPSILON, name=f"{name}_norm_{index}", dtype="float32", autocast=False))
         return _leaky_relu(x, f"{name}_relu_{index}")
 
     def _convolution(self, x, maps, size, name, gain=None, dtype=None, activation=None):
@@ -333,7 +333,7 @@ class InstanceNormalization(keras.layers.GroupNormalization):
     def call(self, x):
         if self.groups != x.shape[-1] or self.axis != -1 or not (self.scale and self.center):
             return super().call(x)
-        x, gamma, beta = tf.cast(x, "float32"), tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
+        gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
         if x.shape[0] == 1:
             return self._normalise(x, gamma, beta)
         if x.shape[0] and x.shape[0] <= MAX_LOOPED_IMAGES:
