@@ -348,45 +348,29 @@ class InstanceNormalization(keras.layers.GroupNormalization):
             x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=self.epsilon, is_training=True).y
 
 
-# The start of levels 3 to 1 with kernel_start="he" -------------------------------------------------------------------
+# The start of levels 2 and 1 with kernel_start="he" ------------------------------------------------------------------
 
 
 def start_as_enlargement(pynet, level):
-    """Sets the variables of level 3, 2 or 1 so that it shows the image of the level above it, enlarged, from the start.
+    """Sets the variables of level 2 or 1 so that it shows the image of the level above it, enlarged, from the start.
 
-    From a random start, level 3 stays in two colours for thousands of iterations, and levels 2 and 1 find little in the
-    few maps that are their only way in. Level 3 is left as it is where it is too narrow.
+    Their only way in are few maps, of which a random start finds little in many iterations.
     """
     layer = keras.Model(pynet.input, pynet.outputs[level]).get_layer
     bilinear = np.outer((0.75, 1, 0.25), (0.75, 1, 0.25))[..., np.newaxis, np.newaxis]
-    upsampler = layer("level_4_upsampler_b" if level == 3 else f"level_{level}_upsampler")
-    head = layer(f"level_{level}_head")
-    upsampling, maps = upsampler.kernel.numpy(), upsampler.kernel.shape[2]
-    kernel, bias = np.zeros(head.kernel.shape, np.float32), np.zeros(3, np.float32)
-    # Of a colour and its negative a leaky ReLU lets one through, and some of the other; their difference is the colour.
-    difference = np.concatenate([np.eye(3), -np.eye(3)]) / (1 + LEAKY_RELU_SLOPE)
-    raise_by = 3  # which keeps a colour above 0, where a leaky ReLU changes nothing
-    if level >= 2:
-        if maps < len(difference):
-            return
-        above = keras.Model(pynet.input, pynet.outputs[level + 1]).get_layer(f"level_{level + 1}_head")
-        colours = np.transpose(np.sum(above.kernel, (0, 1)))  # three x maps of the level above
-        upsampling[:, :, :len(difference)] = bilinear * np.concatenate([colours, -colours])
-        bias += above.bias.numpy()
-    if level == 3:  # through both convolutions of block j, whose input ends with the upsampler's maps and e1
-        for index, first_map, weights in ((1, -2 * maps, difference), (2, 0, np.eye(3))):
-            convolution = layer(f"level_3_j_3x3_conv_{index}")
-            kernel_j, bias_j = convolution.get_weights()
-            kernel_j[..., :3], bias_j[:3] = 0, raise_by if index == 1 else 0
-            kernel_j[1, 1, first_map:][:len(weights), :3] = weights
-            convolution.set_weights([kernel_j, bias_j])
-        kernel[1, 1, :3], bias = np.eye(3), bias - raise_by
-    elif level == 2:
-        kernel[1, 1, :len(difference)] = difference
-    else:
-        z = layer("level_2_head")
-        z.bias.assign_add(np.full(3, raise_by, np.float32))
+    upsampler, head = layer(f"level_{level}_upsampler"), layer(f"level_{level}_head")
+    kernel, bias = (np.zeros(variable.shape, np.float32) for variable in (head.kernel, head.bias))
+    if level == 2:  # colours and their negatives, of which the leaky ReLU lets one through and some of the other
+        above, above_bias = keras.Model(pynet.input, pynet.outputs[3]).get_layer("level_3_head").weights
+        colours = np.transpose(np.sum(above, (0, 1)))  # three maps x maps of level 3
+        upsampling = upsampler.kernel.numpy()
+        upsampling[:, :, :6] = bilinear * np.concatenate([colours, -colours])
+        kernel[1, 1, :3], kernel[1, 1, 3:6] = (sign * np.eye(3) / (1 + LEAKY_RELU_SLOPE) for sign in (1, -1))
+        bias += above_bias.numpy()
+    else:  # the colours themselves, raised above 0 so that the leaky ReLU changes nothing
+        z, raised = layer("level_2_head"), 3
+        z.bias.assign_add(np.full(3, raised, np.float32))
         upsampling = bilinear * np.eye(3, dtype=np.float32)
-        kernel[1, 1], bias = np.eye(3), bias - raise_by
+        kernel[1, 1], bias = np.eye(3), bias - raised
     upsampler.kernel.assign(upsampling)
     head.set_weights([kernel, bias])
