@@ -43,7 +43,8 @@ def build_pynet(height=None, width=None, seed=0, precision="float32", use_depth=
       use_depth: whether the input has the depth map. Only the kernels of the first convolution depend on it.
       width_multiplier: share of the paper's feature maps, 1 or less (width multiplier, arXiv:1704.04861).
       kernel_start: "paper" (truncated normal, deviation 0.01) or "he", which scales the kernels that no normalisation
-        follows so that the signal neither dies nor explodes (He et al., arXiv:1502.01852).
+        follows so that the signal neither dies nor explodes (He et al., arXiv:1502.01852), and lets level 3 begin as
+        the photo itself.
 
     Returns:
       A `PyNET`. Its input is float32 (images, height, width, 4), RGB and depth in [0, 1]; without depth RGB alone. Its
@@ -52,7 +53,10 @@ def build_pynet(height=None, width=None, seed=0, precision="float32", use_depth=
     name = "photo_and_depth" if use_depth else "photo"
     with _policy(precision):
         image = keras.Input((height, width, CHANNELS[use_depth]), name=name, dtype="float32")
-        return _build(_Layers(seed, width_multiplier, kernel_start), image)
+        pynet = _build(_Layers(seed, width_multiplier, kernel_start), image)
+    if kernel_start == "he" and seed is not None:
+        _pass_colours_on(pynet)
+    return pynet
 
 
 def network_for_level(pynet, level):
@@ -348,7 +352,31 @@ class InstanceNormalization(keras.layers.GroupNormalization):
             x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=self.epsilon, is_training=True).y
 
 
-# The start of levels 2 and 1 with kernel_start="he" ------------------------------------------------------------------
+# The start with kernel_start="he" ------------------------------------------------------------------------------------
+
+
+def _pass_colours_on(pynet):
+    """Lets level 3 begin as the photo: e1's first three maps are its colours, and block j and the head pass them on.
+
+    From a random start, level 3 learns brightness first, then blue against orange, and red against green much later.
+    """
+    layer = keras.Model(pynet.input, pynet.outputs[3]).get_layer
+    colours, channels = np.eye(3), pynet.input.shape[-1]
+    e1_starts_at = layer("level_3_j_3x3_conv_1").kernel.shape[2] - layer("encoder_1_3x3_conv_2").filters
+    _pass_on(layer("encoder_1_3x3_conv_1"), np.tile(np.eye(channels, 3), (4, 1)) / 4)  # the mean of each 2x2 square
+    _pass_on(layer("encoder_1_3x3_conv_2"), colours)
+    _pass_on(layer("level_3_j_3x3_conv_1"), colours, first_input=e1_starts_at)
+    _pass_on(layer("level_3_j_3x3_conv_2"), colours)
+    _pass_on(layer("level_3_head"), 2 * colours, bias=-1)  # 0.58 tanh(2 x - 1) + 0.5 is nearly x
+
+
+def _pass_on(convolution, weights, first_input=0, bias=0):
+    """Adds `weights`, (inputs, 3), to the centre of a convolution's first three kernels, and leaves a tenth of them."""
+    kernel, biases = convolution.get_weights()
+    kernel[..., :3] *= 0.1
+    kernel[1, 1, first_input:first_input + len(weights), :3] += weights
+    biases[:3] = bias
+    convolution.set_weights([kernel, biases])
 
 
 def start_as_enlargement(pynet, level):
