@@ -12,9 +12,7 @@ d = far (z - near) / (z (far - near)).
 
 import base64
 import io
-import itertools
 import pathlib
-import re
 from xml.etree import ElementTree
 
 import numpy as np
@@ -22,8 +20,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utils import DataError
 
-JPEG_START, APP1, START_OF_SCAN, END_OF_IMAGE = b"\xff\xd8", 0xE1, 0xDA, 0xD9  # ITU-T T.81, table B.1
-MARKER_AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # not a stuffed byte, a fill byte or a restart
 XMP, EXTENDED_XMP = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0"
 GUID_LENGTH, NUMBER_LENGTH = 32, 4  # of an extended segment's head: GUID, length of the whole, offset of this part
 LIST_ENTRY = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li"
@@ -35,6 +31,8 @@ def contains(path):
     """Returns whether there is a depth map in a photo, be it damaged."""
     try:
         return _find(path) is not None
+    except UnidentifiedImageError:  # no JPEG
+        return False
     except Exception:  # reading the photo or the depth map says why
         return True
 
@@ -46,9 +44,10 @@ def read(path):
     Raises DataError where that is damaged.
     """
     try:
-        properties, image = _find(path)
-        with Image.open(io.BytesIO(image), formats=("PNG", "JPEG")) as depth:
-            return _inverse_depth(_turn_upright(depth, path), properties)
+        properties, data, orientation = _find(path)
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+            image.getexif()[ORIENTATION] = orientation
+            return _inverse_depth(ImageOps.exif_transpose(image), properties)
     except UnidentifiedImageError:
         raise DataError(f"{path}: the depth map in it is damaged (no PNG or JPEG)") from None
     except Exception as error:  # Pillow raises many kinds
@@ -56,20 +55,18 @@ def read(path):
 
 
 def _find(path):
-    """Returns (the depth map's properties, its image as the bytes of a PNG or JPEG), None where there is none."""
-    data = pathlib.Path(path).read_bytes()
-    if not data.startswith(JPEG_START):
-        return None
-    trees = _metadata(data)
+    """Returns (properties of the depth map, its PNG or JPEG file as bytes, EXIF orientation); None without one."""
+    with Image.open(path, formats=("JPEG",)) as photo:
+        segments = [content for marker, content in photo.applist if marker == "APP1"]
+        orientation = photo.getexif().get(ORIENTATION, 1)
+    trees = _metadata(segments)
     properties = _properties(trees, "/depthmap/")
     if "Data" in properties:
-        return properties, base64.b64decode(properties["Data"] + "==")  # some leave the padding out
-    image = _depth_item(data, trees)
-    if image is not None:
-        return properties, image
-    if "Format" in properties:
+        return properties, base64.b64decode(properties["Data"] + "=="), orientation  # some leave the padding out
+    data = _depth_item(path, trees)
+    if data is None and "Format" in properties:
         raise ValueError("its data are missing or incomplete")
-    return None
+    return None if data is None else (properties, data, orientation)
 
 
 def _inverse_depth(image, properties):
@@ -86,36 +83,12 @@ def _inverse_depth(image, properties):
     return np.uint8(np.round(255 * near * (1 - d) / (near + d * (far - near))))
 
 
-def _turn_upright(image, path):
-    """Turns a depth map by the EXIF orientation of its photo."""
-    with Image.open(path, formats=("JPEG",)) as photo:
-        image.getexif()[ORIENTATION] = photo.getexif().get(ORIENTATION, 1)
-    return ImageOps.exif_transpose(image)
-
-
-def _segments(data):
-    """Yields (marker, start and end of the content) of a JPEG's segments, up to the end of the image or of the data."""
-    position = len(JPEG_START)
-    while data[position:position + 1] == b"\xff" and position + 2 <= len(data):
-        marker, start = data[position + 1], position + 4
-        if marker == END_OF_IMAGE:
-            yield marker, position + 2, position + 2
-            return
-        position += 2 + int.from_bytes(data[position + 2:start], "big")
-        yield marker, start, position
-        if marker == START_OF_SCAN:
-            following = MARKER_AFTER_SCAN.search(data, position)
-            position = following.start() if following else len(data)
-
-
-def _metadata(data):
+def _metadata(segments):
     """Returns the XML trees of a JPEG's XMP: none, the main one, or this and the extended one that it names."""
-    head = itertools.takewhile(lambda segment: segment[0] != START_OF_SCAN, _segments(data))
-    contents = [data[start:end] for marker, start, end in head if marker == APP1]
-    trees = [_parse(content[len(XMP):]) for content in contents if content.startswith(XMP)][:1]
+    trees = [_parse(segment[len(XMP):]) for segment in segments if segment.startswith(XMP)][:1]
     guid = _properties(trees, "/xmp/note/").get("HasExtendedXMP", "").encode()
-    heads = EXTENDED_XMP + guid
-    parts = [content[len(heads):] for content in contents if len(guid) == GUID_LENGTH and content.startswith(heads)]
+    head = EXTENDED_XMP + guid
+    parts = [segment[len(head):] for segment in segments if len(guid) == GUID_LENGTH and segment.startswith(head)]
     parts.sort(key=lambda part: part[NUMBER_LENGTH:2 * NUMBER_LENGTH])  # big-endian offsets
     extended = b"".join(part[2 * NUMBER_LENGTH:] for part in parts)
     complete = parts and len(extended) == int.from_bytes(parts[0][:NUMBER_LENGTH], "big")
@@ -132,7 +105,7 @@ def _parse(xml):
 def _properties(trees, namespace):
     """Returns {name: value} of the XMP properties whose namespace ends so, be they attributes or elements."""
     found = {}
-    for node in itertools.chain.from_iterable(tree.iter() for tree in trees):
+    for node in (node for tree in trees for node in tree.iter()):
         for tag, value in ((node.tag, node.text or ""), *node.attrib.items()):
             space, _, name = tag.rpartition("}")
             if space.endswith(namespace):
@@ -140,18 +113,15 @@ def _properties(trees, namespace):
     return found
 
 
-def _depth_item(data, trees):
+def _depth_item(path, trees):
     """Returns the bytes of the item "Depth" of Container:Directory, None where there is no such item.
 
-    The first item is the photo. The others follow it, each `Length` bytes, after the `Padding` of the one before.
+    The first item is the photo; the others, each `Length` bytes and `Padding`, follow it to the end of the file.
     """
-    entries = [_properties([entry], "/item/") for tree in trees for entry in tree.iter(LIST_ENTRY)]
-    photo, *others = [item for item in entries if "Semantic" in item] or [{}]
-    position = next((end for marker, _, end in _segments(data) if marker == END_OF_IMAGE), len(data))
-    position += int(photo.get("Padding", 0))
-    for item in others:
+    position, items = 0, [_properties([entry], "/item/") for tree in trees for entry in tree.iter(LIST_ENTRY)]
+    for item in reversed([item for item in items if "Semantic" in item]):
         length = int(item.get("Length", 0))
+        position -= length + int(item.get("Padding", 0))
         if item["Semantic"] == "Depth":
-            return data[position:position + length]
-        position += length + int(item.get("Padding", 0))
+            return pathlib.Path(path).read_bytes()[position:][:length]
     return None
