@@ -53,8 +53,7 @@ def find_checkpoint(level, iteration=None):
         older = f" (earlier runs are in {OLDER}/)" if any(OLDER.glob(f"*/pynet_level_{level}_*.index")) else ""
         raise DataError(f"{MODELS}/ holds no checkpoint of level {level}{older}: train it first (python train_model.py "
                         f"level={level} batch_size={PAPER_BATCH_SIZES[level]})")
-    if iteration is None:
-        iteration = saved[-1]
+    iteration = iteration or saved[-1]
     if iteration not in saved:
         raise DataError(f"{checkpoint_prefix(level, iteration)}: no such checkpoint; restore_iter can be "
                         + ", ".join(map(str, saved)))
@@ -156,7 +155,7 @@ def save_checkpoint(variables, prefix, notes=None, before_replacing=lambda: None
         before_replacing()
         writing.rename(complete)
         _to_disk(prefix.parent)
-        _move_out(complete)
+        finish_interrupted_saves(prefix.parent)
         _to_disk(prefix.parent)
     except (OSError, tf.errors.OpError) as error:
         shutil.rmtree(writing, ignore_errors=True)
@@ -189,22 +188,16 @@ def move_to_older(level, patterns):
 
 
 def finish_interrupted_saves(folder):
-    """Brings checkpoints to their place that were whole when a crash cut their saving short."""
-    for complete in folder.glob(".*.complete"):
-        with contextlib.suppress(OSError):  # a folder that can only be read: then without it
-            _move_out(complete)
-
-
-def _move_out(complete):
-    """Moves a whole checkpoint from its folder to its place. What a crash cuts short can be done again.
+    """Moves checkpoints that are whole from their folders to their place. What a crash cuts short can be done again.
 
     Another process that looks for checkpoints may be doing the same: a file that is gone is where it belongs.
     """
-    with contextlib.suppress(FileNotFoundError):
-        for file in sorted(complete.iterdir()):  # the data before the index
-            with contextlib.suppress(FileNotFoundError):
-                file.replace(complete.parent / file.name)
-        complete.rmdir()
+    for complete in folder.glob(".*.complete"):
+        with contextlib.suppress(OSError):  # a folder that can only be read: then without it
+            for file in sorted(complete.iterdir()):  # the data before the index
+                with contextlib.suppress(FileNotFoundError):
+                    file.replace(folder / file.name)
+            complete.rmdir()
 
 
 def _to_disk(path):

@@ -22,9 +22,9 @@ from utils import DataError
 
 XMP, EXTENDED_XMP = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0"
 GUID_LENGTH, NUMBER_LENGTH = 32, 4  # of an extended segment's head: GUID, length of the whole, offset of this part
+PADDING = b"\0 \n"  # that may surround the XML
 LIST_ENTRY = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li"
 ORIENTATION = 0x0112  # EXIF 2.32
-MODES_16_BIT = ("I", "I;16", "I;16B")  # of Pillow, for 16-bit PNG
 
 
 def contains(path):
@@ -71,8 +71,7 @@ def _find(path):
 
 def _inverse_depth(image, properties):
     """Returns uint8 (height, width) by the formulas above, solved for 1 / z, which becomes 1 at near and 0 at far."""
-    is_16_bit = image.mode in MODES_16_BIT
-    d = np.asarray(image if is_16_bit else image.convert("L"), np.float64) / (65535 if is_16_bit else 255)
+    d = np.float64(image.convert("F")) / (65535 if image.mode.startswith("I") else 255)
     if properties.get("Format") == "RangeInverse":
         return np.uint8(np.round(255 * (1 - d)))
     if properties.get("Format") != "RangeLinear":
@@ -85,21 +84,15 @@ def _inverse_depth(image, properties):
 
 def _metadata(segments):
     """Returns the XML trees of a JPEG's XMP: none, the main one, or this and the extended one that it names."""
-    trees = [_parse(segment[len(XMP):]) for segment in segments if segment.startswith(XMP)][:1]
+    packets = [segment[len(XMP):] for segment in segments if segment.startswith(XMP)]
+    trees = [ElementTree.fromstring(packet.strip(PADDING)) for packet in packets[:1]]
     guid = _properties(trees, "/xmp/note/").get("HasExtendedXMP", "").encode()
     head = EXTENDED_XMP + guid
     parts = [segment[len(head):] for segment in segments if len(guid) == GUID_LENGTH and segment.startswith(head)]
     parts.sort(key=lambda part: part[NUMBER_LENGTH:2 * NUMBER_LENGTH])  # big-endian offsets
     extended = b"".join(part[2 * NUMBER_LENGTH:] for part in parts)
     complete = parts and len(extended) == int.from_bytes(parts[0][:NUMBER_LENGTH], "big")
-    return trees + [_parse(extended)] if complete else trees
-
-
-def _parse(xml):
-    try:
-        return ElementTree.fromstring(xml.strip(b"\0 \n"))
-    except ElementTree.ParseError:
-        return ElementTree.Element("damaged")
+    return trees + [ElementTree.fromstring(extended.strip(PADDING))] if complete else trees
 
 
 def _properties(trees, namespace):

@@ -7,7 +7,7 @@ number type is brought to half the photo's size, 8 bits, bright = near.
 import pathlib
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 import load_dataset
 from load_dataset import Pair, size_text
@@ -19,7 +19,6 @@ DEPTH_SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".jpg", ".jpeg", ".webp")
 UNSUPPORTED_SUFFIXES = (".heic", ".heif", ".avif", ".gif", ".bmp", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw")
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")  # by content; JPEG with the MPO of phones, which has a preview behind it
 MODES_OF_NUMBERS = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # of Pillow, with one channel of more than 8 bits
-EBB_SIDE = 1536  # pixels of the longer side of EBB!'s photos
 SMALLEST_SIDE = 64  # pixels of a photo's shorter side
 SIDEWAYS_TOLERANCE = 0.05  # of the aspect, for a depth map that was made of a photo before it was turned upright
 DATE_TAG, EXIF_TAGS = 0x0132, 0x8769  # EXIF 2.32: date and time of change; where the tags of the shot lie
@@ -90,9 +89,6 @@ def find_photos_to_render(settings, use_depth):
         warn(problem, kind="error")
     if use_depth and not depth_dir:
         print("Depth maps: inside", ", ".join(pair.photo.name for pair in pairs))
-    if not settings.max_side:
-        print(f"Notice: the blur was learned on photos of 1024 x {EBB_SIDE} and looks weaker in larger ones; "
-              f"max_side={EBB_SIDE} renders them at that size")
     return pairs, problems
 
 
@@ -130,22 +126,18 @@ def load_input(pair, max_side=None):
 def read_photo(path):
     """Decodes any photo as an upright 8-bit Pillow image of mode "RGB".
 
-    EXIF's orientation is applied. Of 16 bits the upper 8 are taken. Transparent parts become white. Of several pages or
-    frames the first is taken. The image's `info` holds at most "icc_profile" (of RGB) and "exif" (dates and no more).
-    Raises DataError where the file is damaged, or no photo of 8 or 16 bits.
+    EXIF's orientation is applied. Of 16 bits the upper 8 are taken, of several pages or frames the first. The image's
+    `info` holds at most "icc_profile" (of RGB) and "exif" (dates and no more). Raises DataError where the file is
+    damaged, or no photo of 8 or 16 bits.
     """
     try:
         # A file, not a path: Pillow 13 maps uncompressed TIFFs into memory before turning them, and mixes up the sides.
         with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
-            if image.format == "PNG":
-                Image.open(path).verify()  # compares checksums, which decoding does not
             image.load()
             upright, dates = _apply_exif(image)
             photo = _convert_to_rgb(upright)
-    except UnidentifiedImageError:
-        raise DataError(f"{path}: is no JPEG, PNG, WebP or TIFF of 8 or 16 bits, or its beginning is damaged") from None
     except Exception as error:  # Pillow raises many kinds
-        raise DataError(f"{path}: is damaged, or of a kind that is not read ({error})") from None
+        raise DataError(f"{path}: is damaged, or no JPEG, PNG, WebP or TIFF of 8 or 16 bits ({error})") from None
     profile = image.info.get("icc_profile") or b""
     photo.info = {"icc_profile": profile} if profile[PROFILE_SPACE] == b"RGB " else {}
     if dates:
@@ -172,9 +164,6 @@ def _convert_to_rgb(image):
         raise ValueError(f"pixel format {image.mode}; save it with 8 or 16 bits, as RGB or grey")
     if image.mode in MODES_OF_NUMBERS:
         image = Image.fromarray(np.uint8(np.asarray(image) >> 8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
@@ -189,10 +178,8 @@ def read_depth_map(path, size):
     """
     try:
         depth = np.load(path, allow_pickle=False) if path.suffix.lower() == ".npy" else _read_depth_image(path)
-    except UnidentifiedImageError:
-        raise DataError(f"{path}: is no PNG, TIFF, JPEG, WebP or .npy depth map, or its beginning is damaged") from None
     except Exception as error:  # Pillow and NumPy raise many kinds
-        raise DataError(f"{path}: is no readable depth map ({error})") from None
+        raise DataError(f"{path}: is damaged, or no PNG, TIFF, JPEG, WebP or .npy depth map ({error})") from None
     shape, depth = depth.shape, np.squeeze(depth)
     if depth.ndim != 2 or not depth.size or depth.dtype.kind not in "biuf":
         raise DataError(f"{path}: holds {depth.dtype} of shape {shape}; a depth map has one number for each pixel")

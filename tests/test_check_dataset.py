@@ -46,11 +46,11 @@ def check(sound, tmp_path, monkeypatch, call):
     return run
 
 
-def test_sound_files_are_counted_by_their_size(check):
+def test_sound_files_are_counted(check):
     done = check()
     assert (done.status, done.err) == (0, "")
-    assert done.out == ("train: 6 photos, 6 depth maps, 6 targets\n  6 of 512 x 384\n"
-                        "test: 2 photos, 2 depth maps, 2 targets\n  2 of 512 x 384\nAll files are sound.\n"
+    assert done.out == ("train: 6 photos, 6 depth maps, 6 targets\n"
+                        "test: 2 photos, 2 depth maps, 2 targets\nAll files are sound.\n"
                         "Then: python train_model.py level=7 dataset_dir=data patch_size=192\n")
 
 
@@ -102,7 +102,7 @@ def test_without_depth_maps(check):
         shutil.rmtree(f"data/{split}/original_depth")
     done = check()
     assert done.status == 1 and done.err.count("\n") == 2
-    assert "train: 6 photos, 0 depth maps, 6 targets\n  6 of 512 x 384\n" in done.out
+    assert "train: 6 photos, 0 depth maps, 6 targets\n" in done.out
     assert done.out.splitlines()[-4:] == [
         "To be repaired: 2 problems", "Missing depth maps: 8. This makes them:",
         "  python -m tools.make_depth_maps model=FILE dataset_dir=data",
@@ -117,8 +117,6 @@ def test_val_size_takes_the_last_pairs_of_train_instead_of_test(check):
     done = check("val_size=2")
     assert done.status == 0 and done.out.endswith(
         "Then: python train_model.py level=7 dataset_dir=data patch_size=192 val_size=2\n")
-    done = check("val_size=6")
-    assert done.status == 1 and "error: data/train: has 6 sound pairs, val_size=6 needs more" in done.err
 
 
 @pytest.mark.parametrize("name", ["", "nowhere"])
@@ -237,7 +235,7 @@ def test_download_comes_to_a_trained_level_and_its_metrics_by_the_commands_of_th
     made = call(make_depth_maps, *readme_command("tools.make_depth_maps", "dataset_dir=ebb_dataset/"))
     assert made.status == 0 and "Depth maps: 24 made" in made.out
     checked = call(check_dataset, *check, "patch_size=64")
-    assert checked.status == 0 and "train: 20 photos, 20 depth maps, 20 targets\n  20 of 320 x 256\n" in checked.out
+    assert checked.status == 0 and "train: 20 photos, 20 depth maps, 20 targets\n" in checked.out
     assert checked.out.splitlines()[-1].endswith("level=7 dataset_dir=ebb_dataset/ patch_size=64 val_size=4")
 
     trained = call(train_model, *readme_command("train_model.py", "level=7"), *QUICK_LEVEL_7)

@@ -182,11 +182,10 @@ def test_depth_map_is_resized_to_half_of_what_max_side_leaves(written):
 NO_DEPTH = {
     "plain": photo_bytes(), "png": encoded(colours()), "empty": b"",
     "other XMP": with_segments(photo_bytes(), b"http://ns.adobe.com/xap/1.0/\0" + xmp_packet(description(NOTE))),
-    "no XML": with_segments(photo_bytes(), b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta"),
     "extended XMP of something else": with_segments(photo_bytes(), b"http://ns.adobe.com/xap/1.0/\0" + xmp_packet(
         description(NOTE, f'xmpNote:HasExtendedXMP="{"A" * 32}"'))),
     "motion photo": dynamic_depth().replace(b'Item:Semantic="Depth"', b'Item:Semantic="Depht"').replace(
-        b"DepthMap:", b"DepthMop:")}
+        b"/depthmap/", b"/depthmop/")}
 
 
 @pytest.mark.parametrize("name", NO_DEPTH)
@@ -197,6 +196,7 @@ def test_photo_without_a_depth_map_has_none(written, name):
 @pytest.mark.parametrize("data, reason", [
     (lambda: gdepth(lost=[1]), "data are missing or incomplete"),
     (lambda: gdepth(image=b"no image"), "no PNG or JPEG"),
+    (lambda: with_segments(photo_bytes(), b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta"), "unclosed token"),
     (lambda: gdepth(image=encoded(pixels("RangeInverse"))[:-90]), "truncated"),
     (lambda: gdepth(form="Metres"), "neither RangeInverse nor RangeLinear"),
     (lambda: gdepth(form="RangeLinear", near=0), "from Near=0 to Far=8"),

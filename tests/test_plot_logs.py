@@ -46,11 +46,10 @@ def test_training_loss_of_iteration_0_is_not_a_number(tmp_path, text):
     assert math.isnan(plot_logs.read_log(write_log(tmp_path, evaluation(0, training=text)))[None][0]["training"])
 
 
-@pytest.mark.parametrize("level", [None, 2])
-def test_original_log_without_headings_is_of_the_level_that_is_given(tmp_path, level):
-    levels = plot_logs.read_log(write_log(tmp_path, ORIGINAL_LINE), level)
-    assert levels == {level: {1000: {"training": 9.5, "test": 9.1, "content": 12.5, "mse": 0.005, "psnr": 23.01,
-                                     "l1": 0.091, "ms-ssim": 0.8765}}}
+def test_original_log_has_no_headings_so_its_level_is_not_known(tmp_path):
+    levels = plot_logs.read_log(write_log(tmp_path, ORIGINAL_LINE))
+    assert levels == {None: {1000: {"training": 9.5, "test": 9.1, "content": 12.5, "mse": 0.005, "psnr": 23.01,
+                                    "l1": 0.091, "ms-ssim": 0.8765}}}
 
 
 def test_resumed_run_replaces_what_it_trained_again(tmp_path):
@@ -121,7 +120,7 @@ def test_picture_is_written_and_the_end_of_each_level_printed(workplace, call):
 def test_odd_values_are_drawn_as_far_as_they_go(workplace, call):
     pytest.importorskip("matplotlib")
     write_log(utils.MODELS, evaluation(0, "nan", "-", 0.0), evaluation(10, "inf", test="nan"), evaluation(20, 20, 1e30))
-    done = call(plot_logs, "level=7")
+    done = call(plot_logs)
     assert (done.status, done.err) == (0, "") and (utils.RESULTS / "training.png").exists()
 
 
@@ -131,8 +130,8 @@ def test_odd_values_are_drawn_as_far_as_they_go(workplace, call):
 def test_missing_matplotlib_is_one_line_after_the_numbers(workplace, call, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     write_log(workplace, ORIGINAL_LINE)
-    done = call(plot_logs, "log=logs.txt", "level=2")
-    assert done.status == 1 and "Level 2: iteration 1000, " in done.out
+    done = call(plot_logs, "log=logs.txt")
+    assert done.status == 1 and "Level not known: iteration 1000, " in done.out
     assert "pip install matplotlib" in done.err and done.err.count("\n") == 1 and not utils.RESULTS.exists()
 
 

@@ -1,10 +1,9 @@
 """Decodes every photo of a data set before a training does: python -m tools.check_dataset [dataset_dir=ebb_dataset/].
 
-Reports what is missing, damaged, of a wrong size or pixel format, and pairs that do not show the same scene. Counts the
-photos of each size, and ends with the commands that bring the data set to a training.
+Reports what is missing, damaged, of a wrong size or pixel format, and pairs that do not show the same scene. Ends with
+the commands that bring the data set to a training.
 """
 
-import collections
 import pathlib
 import shlex
 import sys
@@ -44,7 +43,7 @@ def main(argv):
 
 
 def check_split(settings, split):
-    """Prints the counts and sizes of a split. Returns its problems, a list of texts that name the file."""
+    """Prints the counts of a split. Returns its problems, a list of texts that name the file."""
     folder = pathlib.Path(settings.dataset_dir) / split
     names = {kind: image_names(folder / kind) for kind in load_dataset.KINDS}
     use_depth = settings.use_depth and bool(names["original_depth"])  # without any, the photos are checked all the same
@@ -52,16 +51,12 @@ def check_split(settings, split):
                                           use_depth, settings.patch_size)
     if settings.use_depth > use_depth and names["original"]:
         problems.append(f"{folder / 'original_depth'}: no such folder, or no .jpg or .png in it")
-    if settings.val_size and settings.val_size >= len(pairs):
-        problems.append(f"{folder}: has {len(pairs)} sound pairs, val_size={settings.val_size} needs more")
     progress = utils.ProgressLine(0, len(pairs), f"{split}:")
     for done, found in enumerate(load_dataset.stream(check_pair, pairs, ahead=16), 1):
         problems += found
         progress.update(done, f"{len(problems)} problems")
     progress.clear()
-    sizes = collections.Counter(load_dataset.size_text(pair.size) for pair in pairs)
-    print(f"{split}: {', '.join(f'{len(names[kind])} {what}' for kind, what in CONTENTS.items())}",
-          *(f"  {count} of {size}" for size, count in sizes.most_common()), sep="\n")
+    print(f"{split}: {', '.join(f'{len(names[kind])} {what}' for kind, what in CONTENTS.items())}")
     return problems
 
 

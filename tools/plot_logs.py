@@ -25,8 +25,6 @@ METRIC = re.compile(r"([\w-]+): ([^\s,]+)")
 
 PARAMETERS = (
     Parameter("log", str, str(LOG), "log to draw; those of the original code can be read, too"),
-    Parameter("level", int, None, "level of lines without a heading, which the original's logs do not name", 1, 7,
-              default_text="not known"),
 )
 USAGE = "python -m tools.plot_logs [name=value ...]"
 
@@ -34,7 +32,7 @@ USAGE = "python -m tools.plot_logs [name=value ...]"
 def main(argv):
     """Prints where each level ended, and draws the picture."""
     settings = utils.parse_arguments(argv, PARAMETERS, USAGE)
-    levels = read_log(settings.log, settings.level)
+    levels = read_log(settings.log)
     for level, evaluations in levels.items():
         iteration, metrics = max(evaluations.items())
         ends = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
@@ -46,11 +44,11 @@ def main(argv):
     print(f"Picture: {PICTURE}")
 
 
-def read_log(path, level=None):
+def read_log(path):
     """Reads the metrics of every level from a log that train_model.py or the original code wrote.
 
     A run replaces what its level's earlier runs measured from its first iteration on: it trained that again. A start
-    that got no further than iteration 0 replaces nothing. `level` is that of lines without a heading.
+    that got no further than iteration 0 replaces nothing. The level of the original's lines is not known: None.
 
     Returns {level: {iteration: {name: value}}}, levels and iterations in the order of training. The names are training,
     test, psnr, l1 ...; a value that was not computed is NaN. Raises DataError where there are no metrics.
@@ -59,7 +57,7 @@ def read_log(path, level=None):
         text = pathlib.Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); train_model.py writes it") from None
-    runs = [(level, {})]
+    runs = [(None, {})]
     for line in text.split("\n")[:-1]:  # a last line without its end was cut short
         heading, evaluation = HEADING.search(line), EVALUATION.fullmatch(line.rstrip())
         if heading:
