@@ -110,7 +110,6 @@ def main(argv):
         raise UsageError(f"preview={sheet}: must be a new file that ends in .png or .jpg")
     warnings.simplefilter("ignore")  # Pillow's about odd metadata, TFLite's about its successor; errors are raised
     photos = find_photos(settings)
-    utils.prepare_folders(*{depth.parent for depth in photos.values()})
     # Training takes a data set's photos as they lie in the file, so their depth maps have to lie as they do.
     decode = functools.partial(load_dataset.read_image, mode="RGB") if settings.dataset_dir else own_photos.read_photo
     kept = sum(depth.exists() for depth in photos.values())
@@ -151,7 +150,10 @@ def _numbers(name, text, count):
 
 
 def find_photos(settings):
-    """Returns {photo: its depth map, which may be missing}. Raises UsageError, or DataError where there is no photo."""
+    """Returns {photo: its depth map, which may be missing}, and makes the folders of the depth maps.
+
+    Raises UsageError, or DataError where there is no photo.
+    """
     given = [name for name in ("images_dir", "depth_dir", "dataset_dir") if getattr(settings, name)]
     if given not in (["images_dir", "depth_dir"], ["dataset_dir"]):
         raise UsageError(f"{' and '.join(given) or 'images_dir'}: write either images_dir=PHOTOS depth_dir=FOLDER or "
@@ -165,6 +167,7 @@ def find_photos(settings):
         raise DataError(f"{settings.dataset_dir}: has no train/original/ or test/original/, which hold the photos")
     photos = {}
     for images_dir, depth_dir in folders.items():
+        utils.prepare_folders(depth_dir)
         pairs, without = own_photos.find_pairs(images_dir, depth_dir)
         if any(pair.photo.samefile(pair.depth) for pair in pairs):
             raise UsageError(f"depth_dir={depth_dir}: holds the photos; name another folder for the depth maps")
