@@ -98,8 +98,7 @@ def restore_checkpoint(variables, prefix):
     for name, variable in variables.items():
         if stored.get(name) != variable.shape.as_list():
             raise DataError(f"{prefix}: {name} is {stored.get(name, 'missing')}, this network's is "
-                            f"{variable.shape.as_list()}; the checkpoint was written by another network or another "
-                            "version of model.py")
+                            f"{variable.shape.as_list()}; the checkpoint was written by another network")
     try:
         values = {name: reader.get_tensor(name) for name in variables}
     except Exception as error:

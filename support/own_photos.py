@@ -104,13 +104,13 @@ def load_input(pair, max_side=None):
       info: its colour profile and EXIF dates, see `read_photo`.
     """
     photo = read_photo(pair.photo)
-    original_size, info = photo.size, photo.info
+    info = photo.info
     if max_side and max(photo.size) > max_side:
         scale = max_side / max(photo.size)
         photo = load_dataset.resize(photo, tuple(max(1, round(side * scale)) for side in photo.size))
     if min(photo.size) < SMALLEST_SIDE:
-        resized = f", {size_text(photo.size)} with max_side={max_side}" if photo.size != original_size else ""
-        raise DataError(f"{pair.photo}: is {size_text(original_size)}{resized}; each side must have at least "
+        resized = f" with max_side={max_side}" if max_side else ""
+        raise DataError(f"{pair.photo}: is {size_text(photo.size)}{resized}; each side must have at least "
                         f"{SMALLEST_SIDE} pixels")
     half = load_dataset.halve(photo)
     if pair.depth == pair.photo:

@@ -73,8 +73,6 @@ def find_start(settings):
         for name, value in before.settings.items():
             if name not in settings.given or name == "kernel_start":  # which has had its effect
                 setattr(settings, name, value)
-        if settings.restore_iter:
-            print(f"Note: restore_iter={settings.restore_iter} is not used, since there is a state to resume")
         if run.iteration == settings.num_train_iters:  # the last one gets a checkpoint, and metrics
             run.evaluated &= run.iteration in checkpoints.saved_iterations(level)
         if not is_done(settings, run):
@@ -85,15 +83,12 @@ def find_start(settings):
     elif before:
         print(f"Note: this run of level {level} starts anew; resume=true would go on after iteration "
               f"{before.run.iteration}")
-    name = training_log.next_run(level)
-    if level == 7:
-        print("Level 7 starts from random weights")
-        return Run(name=name, start="from random weights"), None, None
-    prefix, iteration = checkpoints.find_checkpoint(level + 1, settings.restore_iter)
-    print(f"Level {level} starts from what level {level + 1} had learned at iteration {iteration} ({prefix}); the rest "
-          "starts anew")
-    run = Run(name=name, start=f"from level {level + 1}, iteration {iteration}",
-              iterations_above=training_log.iterations_above(level, iteration))
+    run, prefix = Run(name=training_log.next_run(level), start="from random weights"), None
+    if level < 7:
+        prefix, iteration = checkpoints.find_checkpoint(level + 1, settings.restore_iter)
+        run.start = f"from level {level + 1}, iteration {iteration}"
+        run.iterations_above = training_log.iterations_above(level, iteration)
+    print(f"Level {level} starts {run.start}")
     return run, prefix, None
 
 
@@ -143,8 +138,6 @@ def find_vgg19(settings):
     if settings.vgg_dir.lower() == "none":
         return None
     path = pathlib.Path(settings.vgg_dir)
-    if path.is_dir():
-        path = path / "imagenet-vgg-verydeep-19.mat"
     if path.is_file():
         return path
     if settings.level == 1:

@@ -294,7 +294,7 @@ def test_max_side_makes_larger_photos_smaller(tmp_path):
     for max_side, size in ((None, (800, 240)), (900, (800, 240)), (400, (400, 120))):
         array, found_size, _ = own_photos.load_input(pair, max_side)
         assert found_size == size and array.shape == (size[1] // 2, size[0] // 2, 4)
-    with pytest.raises(DataError, match=r"1\.png: is 800 x 240, 200 x 60 with max_side=200; .* at least 64 pixels"):
+    with pytest.raises(DataError, match=r"1\.png: is 200 x 60 with max_side=200; .* at least 64 pixels"):
         own_photos.load_input(pair, max_side=200)
 
 

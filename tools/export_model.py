@@ -211,9 +211,8 @@ def compare(network, settings, path):
     difference, psnr = np.abs(found - expected).max(), float(tf.image.psnr(found, expected, 1.0))
     measured = f"largest difference to the network {difference:.2g}, PSNR {psnr:.1f} dB"
     print(f"Loaded and tried on a photo of {width} x {height}: {measured}")
-    if settings.precision == "float16" and not psnr >= LOWEST_PSNR:
-        raise DataError(f"{settings.out}: not written, float16 is too coarse for these weights; use precision=float32")
-    if settings.precision == "float32" and not difference <= LARGEST_DIFFERENCE:
+    close = psnr >= LOWEST_PSNR if settings.precision == "float16" else difference <= LARGEST_DIFFERENCE
+    if not close:
         raise DataError(f"{settings.out}: not written, it does not compute what the network does ({measured})")
 
 

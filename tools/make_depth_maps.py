@@ -92,14 +92,12 @@ class Network(NamedTuple):
     shape: of the input; None for a length that is free.
     dtype: of the input, a NumPy type.
     quantisation: (scale, zero point) where the input's whole numbers q stand for scale * (q - zero point); else None.
-    where: what computes it, for the screen; "" where TensorFlow does.
     """
 
     run: Callable
     shape: tuple
     dtype: Any
     quantisation: tuple | None = None
-    where: str = ""
 
 
 def main(argv):
@@ -150,10 +148,7 @@ def _numbers(name, text, count):
 
 
 def find_photos(settings):
-    """Returns {photo: its depth map, which may be missing}, and makes the folders of the depth maps.
-
-    Raises UsageError, or DataError where there is no photo.
-    """
+    """Makes the folders of the depth maps. Returns {photo: its depth map, which may be missing}."""
     given = [name for name in ("images_dir", "depth_dir", "dataset_dir") if getattr(settings, name)]
     if given not in (["images_dir", "depth_dir"], ["dataset_dir"]):
         raise UsageError(f"{' and '.join(given) or 'images_dir'}: write either images_dir=PHOTOS depth_dir=FOLDER or "
@@ -287,7 +282,7 @@ def open_network(path, preset):
         raise DataError(f"{path}: takes {shape}; a depth network takes one RGB image, (1, height, width, 3) or "
                         "(1, 3, height, width)")
     inverse_depth(Image.effect_noise((512, 384), 16).convert("RGB"), network, preset, path)
-    print(f"Network: {path}, takes {shape} {np.dtype(network.dtype).name}{network.where}", flush=True)
+    print(f"Network: {path}, takes {shape} {np.dtype(network.dtype).name}", flush=True)
     return network
 
 
@@ -309,8 +304,8 @@ def load_onnx(path):
         shape[1] = 3  # exporters of PyTorch's networks, which are NCHW, may leave all four open
     kind = tensor.type.removeprefix("tensor(").removesuffix(")")
     dtype = np.dtype({"float": "float32", "double": "float64"}.get(kind, kind)).type
-    return Network(lambda batch: session.run(None, {tensor.name: batch}), tuple(shape), dtype,
-                   where=f" (onnxruntime, {session.get_providers()[0]})")
+    print(f"onnxruntime computes with {session.get_providers()[0]}")
+    return Network(lambda batch: session.run(None, {tensor.name: batch}), tuple(shape), dtype)
 
 
 def load_tflite(path):
@@ -331,14 +326,12 @@ def load_tflite(path):
 
     shape = tuple(None if length < 0 else int(length) for length in detail["shape_signature"])
     quantisation = detail["quantization"] if detail["quantization"][0] else None
-    return Network(run, shape, detail["dtype"], quantisation, " (TFLite computes on the CPU)")
+    return Network(run, shape, detail["dtype"], quantisation)
 
 
 def load_saved_model(path):
     """Loads a SavedModel folder as a `Network`: its signature serving_default."""
     loaded = tf.saved_model.load(str(path))
-    if "serving_default" not in loaded.signatures:
-        raise DataError("has no signature serving_default")
     name, spec = next(iter(loaded.signatures["serving_default"].structured_input_signature[1].items()))
 
     def run(batch):  # through `loaded`, which holds the variables
