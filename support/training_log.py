@@ -116,8 +116,7 @@ def write_card(level, run, test, settings, counts, code):
 def read_card(level):
     """Returns the card of a level as a dictionary, which is empty where there is none that can be read."""
     try:
-        card = json.loads(card_path(level).read_text(encoding="utf-8"))
-        return card if isinstance(card, dict) else {}
+        return json.loads(card_path(level).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 

@@ -178,7 +178,7 @@ def test_commit_is_that_of_the_repository_with_a_plus_where_files_differ(tmp_pat
     assert training_log.commit() == "unknown"
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "", '{"evaluations": {}}', '{"evaluations": {"1": {}}}'])
+@pytest.mark.parametrize("content", ["{", "", '{"evaluations": {}}', '{"evaluations": {"1": {}}}'])
 def test_a_damaged_card_is_as_good_as_none(workplace, content):
     training_log.card_path(3).write_text(content)
     assert training_log.card_text(3, 1) is None

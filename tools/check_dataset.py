@@ -16,7 +16,7 @@ from utils import DataError, Parameter
 
 MIN_RESEMBLANCE = 0.7  # pairs of one scene are well above 0.8, photos of different scenes around 0
 CELL = 64  # side of the squares, in pixels, whose means are compared
-MIN_CONTRAST, HIGH_CONTRAST = 8.0, 16.0  # standard deviation of these means, 0-255: below the first they tell nothing
+MIN_CONTRAST = 8.0  # standard deviation of these means, 0-255; below it they tell nothing
 CONTENTS = dict(zip(load_dataset.KINDS, ("photos", "depth maps", "targets")))
 VAL294 = 294  # test pairs of the split that papers on EBB! report
 SPLIT_NAMES = {"train": ("train",), "test": ("test", "val")}  # how the folder of a split may begin, in lower case
@@ -127,13 +127,12 @@ def check_pair(pair):
 def resemblance(photo, bokeh):
     """Returns how much two Pillow RGB images of one size look alike from far, from -1 to 1.
 
-    This is the correlation of their means over squares. Where one has too little contrast to tell, it is 0 if the other
-    has plenty, else 1. It finds what a JPEG decoder does not: flipped bits that change the rest of a picture.
+    This is the correlation of their means over squares, 1 where one has too little contrast to tell. It finds what a
+    JPEG decoder does not: flipped bits that change the rest of a picture.
     """
     means = [np.asarray(image.reduce(CELL), np.float32).ravel() for image in (photo, bokeh)]
-    low, high = sorted(float(values.std()) for values in means)
-    if low < MIN_CONTRAST:
-        return 0.0 if high > HIGH_CONTRAST else 1.0
+    if min(values.std() for values in means) < MIN_CONTRAST:
+        return 1.0
     return float(np.corrcoef(*means)[0, 1])
 
 
