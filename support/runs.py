@@ -7,7 +7,6 @@ import hashlib
 import math
 import os
 import pathlib
-import platform
 import shutil
 import signal
 from types import SimpleNamespace
@@ -42,22 +41,18 @@ class Run:
 def prepared_folders(level):
     """Makes models/ and results/, and locks the level: only one run at a time trains it in this folder.
 
-    The lock is the kernel's and ends with the process, however that ends. DataError names the run that holds it.
+    The lock is the kernel's and ends with the process, however that ends. Raises DataError where another run holds it.
     """
     prepare_folders(MODELS, RESULTS)
     path = MODELS / f".pynet_level_{level}.lock"
-    with open(path, "a+", encoding="utf-8") as lock:
+    with open(path, "wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            lock.seek(0)
-            raise DataError(f"{MODELS}/: level {level} is being trained here by another run ({lock.read().strip()}): "
-                            "wait for it, or train in another folder") from None
+            raise DataError(f"{MODELS}/: level {level} is being trained here by another run: wait for it, or train in "
+                            "another folder") from None
         except OSError as error:  # a network drive may have no locks
             warn(f"{path}: cannot be locked ({error.strerror}); make sure that no other run trains level {level} here")
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {platform.node()}\n")
-        lock.flush()
         yield
 
 

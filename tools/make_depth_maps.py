@@ -37,12 +37,8 @@ OUTPUTS = {  # what a network may give: how that becomes inverse depth, which is
 
 
 class Preset(NamedTuple):
-    """What a network wants and gives.
+    """What a network wants and gives, as PARAMETERS say; `size` is (height, width).
 
-    range: what the pixel values 0 and 255 become; None leaves it to the type of the network's input.
-    mean, std: for R, G and B; the network takes (value - mean) / std.
-    output: one of OUTPUTS.
-    size: (height, width) of its input where the network takes any, rounded to whole multiples of `multiple`.
     fit: the photo's shape is kept, within that size (min) or around it (max); None stretches the photo to that size.
     """
 
