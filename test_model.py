@@ -111,7 +111,8 @@ def render_all(settings, pairs, problems, render, prefix, suffix):
     """Renders the photos and shows the results; `problems` are those already known. Returns the exit status."""
     iteration = checkpoints.iteration_of(prefix)  # None for released and small weights
     data = f"Data: {len(pairs)} photo{'s' * (len(pairs) != 1)} of {settings.images_dir or settings.dataset_dir}"
-    print(*filter(None, [f"Weights: {prefix}", training_log.card_text(settings.level, iteration), data]), sep="\n")
+    origin = training_log.card_rows(settings.level, iteration).get("Origin")
+    print(*filter(None, [f"Weights: {prefix}", origin, data]), sep="\n")
     render_one = functools.partial(render_photo, settings, render, threading.Lock(), suffix)
     results, total = [], len(pairs) + len(problems)
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:

@@ -31,10 +31,8 @@ def contains(path):
     """Returns whether there is a depth map in a photo, be it damaged."""
     try:
         return _find(path) is not None
-    except UnidentifiedImageError:  # no JPEG
+    except Exception:  # no JPEG, or its XMP is damaged
         return False
-    except Exception:  # reading the photo or the depth map says why
-        return True
 
 
 def read(path):

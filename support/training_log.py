@@ -127,15 +127,9 @@ def card_rows(level, iteration):
     evaluation = card.get("evaluations", {}).get(str(iteration))
     if not evaluation:
         return {}
-    return {"Trained": f"{card['start']}, on {card['photos']['training']} photos, commit {card['commit']}",
+    return {"Origin": f"Trained {card['start']}, on {card['photos']['training']} photos, commit {card['commit']}",
             "In training": ", ".join(f"{name} {value:.4g}" for name, value in evaluation["metrics"].items()),
             "Settings": " ".join(f"{name}={value}" for name, value in evaluation["settings"].items())}
-
-
-def card_text(level, iteration):
-    """Returns a short line about the checkpoint of an iteration; None where the card does not know it."""
-    rows = card_rows(level, iteration)
-    return f"Trained {rows['Trained']} ({card_path(level)})" if rows else None
 
 
 def commit():

@@ -101,11 +101,6 @@ def test_levels_follow_each_other_on_the_axis_of_total_iterations(tmp_path):
     assert curves(figure, 2) == [{2500: 0.9}]
 
 
-def test_levels_without_ms_ssim_have_no_panel_for_it(tmp_path):
-    pytest.importorskip("matplotlib")
-    assert len(plot_logs.draw(plot_logs.read_log(write_log(tmp_path, heading(7), evaluation(0)))).axes) == 2
-
-
 def test_picture_is_written_and_the_end_of_each_level_printed(workplace, call):
     pytest.importorskip("matplotlib")
     write_log(utils.MODELS, heading(7), evaluation(0, 12, "-"), evaluation(2000, 21),

@@ -35,10 +35,8 @@ PARAMETERS = (
     Parameter("restore_iter", int, None, "iteration of the level to use", 1, default_text="last saved"),
     Parameter("format", tuple(FORMATS.values()), None, "format of the file", default_text="as the ending of out says"),
     Parameter("precision", ("float32", "float16"), "float32", "of the weights in the file; float16 for tflite only"),
-    Parameter("height", int, None, "of tflite and keras inputs in pixels, half the photo's", SMALLEST_SIDE, 8192,
-              default_text="none; required for tflite and keras"),
-    Parameter("width", int, None, "of tflite and keras inputs in pixels, half the photo's", SMALLEST_SIDE, 8192,
-              default_text="none; required for tflite and keras"),
+    Parameter("height", int, None, "of the inputs, in pixels", SMALLEST_SIDE, 8192, "required for tflite and keras"),
+    Parameter("width", int, None, "of the inputs, in pixels", SMALLEST_SIDE, 8192, "required for tflite and keras"),
     Parameter("out", str, utils.REQUIRED,
               "FILE.onnx, FILE.tflite, FILE.keras, or the folder of a SavedModel; must not exist"),
 )

@@ -71,11 +71,9 @@ PARAMETERS = (
     Parameter("std", str, "1,1,1", "by which R,G,B are then divided"),
     Parameter("output", tuple(OUTPUTS), "inverse",
               "what the network gives: large = near, small = near, a distance, or the logarithm of one"),
-    Parameter("size", int, None, "longer side of its input, in pixels, for a network that takes any size", 1,
-              default_text="512, or the preset's"),
+    Parameter("size", int, None, "longer side of its input where that is free", 1, default_text="512, or the preset's"),
     Parameter("multiple", int, 32, "both sides are then rounded to multiples of this", 1),
-    Parameter("preview", str, None, "contact sheet to write, photos beside their depth maps: FILE.png or .jpg",
-              default_text="none"),
+    Parameter("preview", str, None, "contact sheet to write, as FILE.png or FILE.jpg", default_text="none"),
 )
 USAGE = ("python -m tools.make_depth_maps model=FILE (images_dir=PHOTOS depth_dir=FOLDER | dataset_dir=FOLDER) "
          "[name=value ...]")

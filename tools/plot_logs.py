@@ -82,11 +82,9 @@ def draw(levels):
     except ImportError:
         raise DataError("the picture is drawn with matplotlib: pip install matplotlib") from None
     starts = [0, *itertools.accumulate(max(evaluations) for evaluations in levels.values())]
-    measured = {name for evaluations in levels.values() for values in evaluations.values() for name in values}
-    panels = {title: curves for title, curves in PANELS.items() if curves.keys() & measured}
-    figure = Figure(figsize=(12, 3 * len(panels)), layout="constrained")
-    all_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
-    for axes, (title, curves) in zip(all_axes, panels.items()):
+    figure = Figure(figsize=(12, 9), layout="constrained")
+    all_axes = figure.subplots(len(PANELS), sharex=True)
+    for axes, (title, curves) in zip(all_axes, PANELS.items()):
         axes.set_ylabel(title)
         axes.vlines(starts[:-1], 0, 1, "lightgrey", transform=axes.get_xaxis_transform())
         for name, label in curves.items():
