@@ -38,8 +38,7 @@ def contains(path):
 def read(path):
     """Reads the depth map in a photo as uint8 (height, width), bright = near, turned upright as the photo is.
 
-    The values are inverse depth: 255 at `near`, 0 at `far`. Call it where `contains` says that there is a depth map.
-    Raises DataError where that is damaged.
+    The values are inverse depth: 255 at `near`, 0 at `far`. Raises DataError where it is damaged.
     """
     try:
         properties, data, orientation = _find(path)

@@ -42,7 +42,6 @@ def find_pairs(images_dir, depth_dir, use_depth=True):
 
     Both are folders, or a single photo and its depth map of any name. Without depth_dir, depth maps inside the photos
     are used; these `Pair`s have the photo's path as `depth`. Raises DataError as in `find_photos`.
-
     Returns a list of `Pair`s with neither target nor size, and a list of the paths of photos without a depth map.
     """
     photos = find_photos(images_dir)

@@ -273,8 +273,7 @@ class StopSignals:
         """Takes note of a step, which tells whether any worker was told to stop."""
         self.agreed = stopped
         if stopped and not self.received:
-            say("another worker was told to stop")
-            self.received = signal.SIGTERM
+            self.received = signal.SIGTERM  # another worker was told
 
     def is_due(self):
         """Returns whether the loop is to end."""

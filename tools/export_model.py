@@ -64,8 +64,7 @@ def main(argv):
             raise DataError(f"{out}: could not be written ({first_line(error)})") from None
         compare(network, settings, partial)
         partial.rename(out)
-    size = sum(file.stat().st_size for file in [out, *out.rglob("*")] if file.is_file())
-    print(f"{out}: level {settings.level} as {settings.format}, {size / 1e6:.1f} MB")
+    print(f"{out}: level {settings.level} as {settings.format}")
 
 
 def find_format(wanted, out):

@@ -187,11 +187,10 @@ def inverse_depth(image, network, preset, path):
 
     Raises DataError, which names `path`, where it fails, or gives more than one channel, NaN or infinite values.
     """
-    batch = prepare(image, network, preset)
     try:
-        outputs = network.run(batch)
+        outputs = network.run(prepare(image, network, preset))
     except Exception as error:  # whatever a stranger's network raises
-        raise DataError(f"{path}: the network fails on {batch.shape} ({first_line(error)[:300]})") from None
+        raise DataError(f"{path}: the network fails on it ({first_line(error)[:300]})") from None
     values = np.squeeze(np.float32(outputs[0]))
     if len(outputs) != 1 or values.ndim != 2:
         shapes = [output.shape for output in outputs]
