@@ -81,8 +81,11 @@ def write_thumbnails(path, photo_and_depth, result, target):
 def write_page(folder, run, heading, results, problems, total):
     """Writes page and table of a run, each whole or not at all. Returns the path of index.html. Raises OSError.
 
-    run: its name, replaces one of the same; heading: {what: value}; results: the `Result`s in order, of `total` photos;
-    problems: a text for each photo that could not be rendered.
+    Args:
+      folder: where the results are.
+      run: name of the run, of which `heading` is {what: value}; one of the same name is replaced.
+      results: the `Result`s in the order of the run, of `total` photos.
+      problems: a text for each photo that could not be rendered.
     """
     page = folder / f"index_{run}.html"
     others = sorted(path.name for path in folder.glob("index_*.html") if path != page)

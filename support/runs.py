@@ -68,6 +68,8 @@ def find_start(settings):
         for name, value in before.settings.items():
             if name not in settings.given or name == "kernel_start":  # which has had its effect
                 setattr(settings, name, value)
+        if settings.restore_iter:
+            print(f"Note: restore_iter={settings.restore_iter} is not used, since there is a state to resume")
         if run.iteration == settings.num_train_iters:  # the last one gets a checkpoint, and metrics
             run.evaluated &= run.iteration in checkpoints.saved_iterations(level)
         if not is_done(settings, run):
@@ -133,6 +135,8 @@ def find_vgg19(settings):
     if settings.vgg_dir.lower() == "none":
         return None
     path = pathlib.Path(settings.vgg_dir)
+    if path.is_dir():
+        path = path / "imagenet-vgg-verydeep-19.mat"
     if path.is_file():
         return path
     if settings.level == 1:

@@ -69,7 +69,7 @@ def test_every_link_and_picture_leads_to_a_file_whatever_the_photos_are_called(p
 
 def test_names_and_settings_are_shown_as_they_are(page):
     _, elements = page
-    texts = "a & <b>", "photos/x<y>.jpg: is damaged", "5 of 6 photos", "PSNR 21.12 dB", "Mean", "too small"
+    texts = "a & <b>", "photos/x<y>.jpg: is damaged", "5 of 6 photos", "21.12 dB", "Mean PSNR", "too small"
     assert all(text in elements.text for text in (*NAMES, *texts))
     assert len(elements.all("article")) == len(NAMES) and not elements.all("b")
 
@@ -129,13 +129,14 @@ def test_page_of_300_photos_is_small(tmp_path):
     assert path.stat().st_size < 700_000
 
 
-def test_runs_do_not_replace_each_others_page_and_index_shows_the_latest(page):
+def test_runs_do_not_replace_each_others_page_and_index_shows_the_latest_with_links_to_the_others(page):
     folder, _ = page
     for photo in ("first", "second"):
         results_page.write_page(folder, "level_3_orig", {}, [make_result(folder, photo, {})], [], 1)
     latest, earlier = (Elements((folder / name).read_text(encoding="utf-8"))
                        for name in ("index.html", f"index_{RUN}.html"))
     assert len(latest.all("article")) == 1 and "second" in latest.text and "first" not in latest.text
+    assert latest.all("a")[0]["href"] == f"index_{RUN}.html"
     assert len(earlier.all("article")) == len(NAMES)
     assert (folder / "metrics_level_3_orig.csv").read_text().endswith("height\nsecond,second_level_1_orig.png,120,80\n")
     assert (folder / f"metrics_{RUN}.csv").read_text().count("\n") == 1 + len(NAMES)
@@ -145,7 +146,7 @@ def test_runs_do_not_replace_each_others_page_and_index_shows_the_latest(page):
 def test_metrics_in_words():
     values = {"PSNR": 23.4149, "SSIM": 0.86514, "MS-SSIM": math.nan}
     assert results_page.metrics_text(values) == "PSNR 23.41 dB, SSIM 0.8651, MS-SSIM photo too small"
-    assert results_page.metrics_text({"PSNR": math.inf}) == "PSNR inf dB"
+    assert results_page.metric_text("PSNR", math.inf) == "inf dB"
 
 
 def test_means_leave_out_photos_without_target_and_those_too_small():
