@@ -31,8 +31,10 @@ def contains(path):
     """Returns whether there is a depth map in a photo, be it damaged."""
     try:
         return _find(path) is not None
-    except Exception:  # no JPEG, or its XMP is damaged
+    except UnidentifiedImageError:  # no JPEG
         return False
+    except Exception:  # reading it says why
+        return True
 
 
 def read(path):
