@@ -42,9 +42,8 @@ def build_pynet(height=None, width=None, seed=0, precision="float32", use_depth=
         normalisation and heads, and so input and outputs, are float32 in each.
       use_depth: whether the input has the depth map. Only the kernels of the first convolution depend on it.
       width_multiplier: share of the paper's feature maps, 1 or less (width multiplier, arXiv:1704.04861).
-      kernel_start: "paper" (truncated normal, deviation 0.01) or "he", which scales the kernels that no normalisation
-        follows so that the signal neither dies nor explodes (He et al., arXiv:1502.01852), and lets level 3 begin as
-        the photo itself.
+      kernel_start: "paper" (truncated normal, deviation 0.01), or "he": where no normalisation follows, He's deviation
+        (arXiv:1502.01852), and level 3 begins as the photo itself.
 
     Returns:
       A `PyNET`. Its input is float32 (images, height, width, 4), RGB and depth in [0, 1]; without depth RGB alone. Its
@@ -387,18 +386,15 @@ def start_as_enlargement(pynet, level):
     layer = keras.Model(pynet.input, pynet.outputs[level]).get_layer
     bilinear = np.outer((0.75, 1, 0.25), (0.75, 1, 0.25))[..., np.newaxis, np.newaxis]
     upsampler, head = layer(f"level_{level}_upsampler"), layer(f"level_{level}_head")
-    kernel, bias = (np.zeros(variable.shape, np.float32) for variable in (head.kernel, head.bias))
+    upsampling, kernel, identity = upsampler.kernel.numpy(), np.zeros(head.kernel.shape, np.float32), np.eye(3)
     if level == 2:  # colours and their negatives, of which the leaky ReLU lets one through and some of the other
-        above, above_bias = keras.Model(pynet.input, pynet.outputs[3]).get_layer("level_3_head").weights
+        above, bias = keras.Model(pynet.input, pynet.outputs[3]).get_layer("level_3_head").get_weights()
         colours = np.transpose(np.sum(above, (0, 1)))  # three maps x maps of level 3
-        upsampling = upsampler.kernel.numpy()
         upsampling[:, :, :6] = bilinear * np.concatenate([colours, -colours])
-        kernel[1, 1, :3], kernel[1, 1, 3:6] = (sign * np.eye(3) / (1 + LEAKY_RELU_SLOPE) for sign in (1, -1))
-        bias += above_bias.numpy()
+        kernel[1, 1, :6] = np.concatenate([identity, -identity]) / (1 + LEAKY_RELU_SLOPE)
     else:  # the colours themselves, raised above 0 so that the leaky ReLU changes nothing
-        z, raised = layer("level_2_head"), 3
-        z.bias.assign_add(np.full(3, raised, np.float32))
-        upsampling = bilinear * np.eye(3, dtype=np.float32)
-        kernel[1, 1], bias = np.eye(3), bias - raised
+        raised = np.full(3, 3, np.float32)
+        layer("level_2_head").bias.assign_add(raised)
+        upsampling, kernel[1, 1], bias = bilinear * identity, identity, -raised
     upsampler.kernel.assign(upsampling)
     head.set_weights([kernel, bias])
