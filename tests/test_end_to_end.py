@@ -24,6 +24,7 @@ import train_model
 import utils
 import vgg
 from support import checkpoints, devices, training_log
+from tools import export_model
 
 PATCH_SIZE = 64
 BATCH_SIZE = 2  # of 3 test photos: the last batch is partial
@@ -390,3 +391,17 @@ def test_a_network_with_depth_maps_needs_them(workplace, small_checkpoint, link_
     assert training.status == 1 and "original_depth: no such folder" in training.err
     own = call(test_model, "level=7", f"images_dir={photos / 'test/original'}")
     assert own.status == 1 and "has no depth map inside, and depth_dir=FOLDER is not given" in own.err
+
+
+@pytest.mark.parametrize("width", [0.5, 0.125])
+def test_narrow_networks_train_stop_resume_render_and_are_exported(width, workplace, small_dataset, call):
+    common = *QUICK[1:], "eval_step=9", f"dataset_dir={small_dataset}"
+    with pytest.MonkeyPatch.context() as patches:
+        interrupt_first_batch(patches)
+        stopped = call(train_model, "level=7", f"width={width}", "num_train_iters=2", *common)
+    assert stopped.status == 130 and "Stopped after iteration 1 of level 7" in stopped.out
+    assert call(train_model, "level=7", "resume=true", "num_train_iters=2", *common).status == 0
+    assert checkpoints.network_of(checkpoints.checkpoint_prefix(7, 2))["width_multiplier"] == width
+    assert call(test_model, "level=7", f"dataset_dir={small_dataset}").status == 0
+    exported = call(export_model, "level=7", "out=pynet")
+    assert exported.status == 0 and "largest difference to the network" in exported.out
