@@ -49,8 +49,8 @@ class Pair(NamedTuple):
 def find_training_set(dataset_dir, use_depth=True, patch_size=PATCH_SIZE, val_size=0):
     """Returns (training pairs, test pairs), two lists of `Pair`s in numeric order.
 
-    Photos must be at least twice as large as the patches. Where val_size is not 0, the last so many pairs of train/ are
-    the test pairs, instead of test/.
+    Photos must be at least twice as large as the patches. Where val_size is not 0, the last val_size pairs of train/
+    are the test pairs, instead of test/.
 
     Raises DataError with a list of all files that are missing, unreadable or of a wrong size, or where val_size leaves
     nothing to train with.

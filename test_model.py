@@ -34,11 +34,11 @@ PARAMETERS = (
     Parameter("use_gpu", bool, True, "false hides the GPU"),
     Parameter("precision", utils.PRECISIONS, "float32", "of the feature maps; float32 is exact"),
     Parameter("dataset_dir", str, "ebb_dataset/", "folder with test/"),
-    Parameter("val_size", int, 0, "the last so many pairs of train/ are the test photos, instead of test/", 0),
+    Parameter("val_size", int, 0, "pairs at the end of train/ to test on, instead of test/", 0),
     Parameter("small", bool, False, "use the small network's weights in models/small/"),
     Parameter("images_dir", str, None, "own photos to render instead: a folder or a file", default_text="none"),
-    Parameter("depth_dir", str, None, "their depth maps: a folder or a file; without it those inside the photos",
-              default_text="none"),
+    Parameter("depth_dir", str, None, "their depth maps: a folder or a file",
+              default_text="those inside the photos"),
     Parameter("max_side", int, None, "longest side in pixels; larger own photos are made smaller",
               own_photos.SMALLEST_SIDE, default_text="as they are"),
 )
@@ -81,7 +81,7 @@ def check_weights(settings):
     """Raises UsageError where more than one kind of weights is asked for."""
     weights = [name for name in ("orig", "small", "restore_iter") if getattr(settings, name)]
     if len(weights) > 1:
-        raise UsageError(f"{weights[-1]}: orig=true, small=true and restore_iter are different weights; give only one")
+        raise UsageError(f"{weights[-1]}: orig=true, small=true and restore_iter= choose weights; give only one")
 
 
 def find_weights(settings):

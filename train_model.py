@@ -29,7 +29,7 @@ PARAMETERS = (
     Parameter("level", int, utils.REQUIRED, "level to train: 7 first, then 6 ... 1", 1, 7),
     Parameter("batch_size", int, 50, "images in a batch, of all devices together", 1),
     Parameter("micro_batch", int, None, "images that a device computes at a time: less memory, the same update", 1,
-              default_text="its whole part of the batch"),
+              default_text="its share of the batch"),
     Parameter("patch_size", int, 512, "side of the input patches in pixels, a multiple of 32", 32),
     Parameter("width", ("1", "0.5", "0.25", "0.125"), "1",
               "share of the paper's feature maps; chosen at level 7, inherited by later levels"),
@@ -45,11 +45,11 @@ PARAMETERS = (
     Parameter("vgg_dir", str, "vgg_pretrained/imagenet-vgg-verydeep-19.mat",
               "VGG-19 file for the content loss; none trains level 1 without it"),
     Parameter("dataset_dir", str, "ebb_dataset/", "folder with train/ and test/"),
-    Parameter("val_size", int, 0, "the last so many pairs of train/ are the test photos, instead of test/", 0),
+    Parameter("val_size", int, 0, "pairs at the end of train/ to test on, instead of test/", 0),
     Parameter("use_depth", bool, True, "use depth maps; chosen at level 7, inherited by later levels"),
-    Parameter("resume", bool, False, "go on where a stopped run of the level was, with its settings"),
+    Parameter("resume", bool, False, "continue the level's stopped run, with its settings"),
     Parameter("seed", int, 0, "of the random weights, and of the choice of photos and patches", 0, 2 ** 31 - 1),
-    Parameter("max_to_keep", int, 100, "checkpoints of this run to keep, the newest ones", 1),
+    Parameter("max_to_keep", int, 100, "newest checkpoints of this run to keep", 1),
 )
 USAGE = "python train_model.py level=N [name=value ...]"
 
@@ -175,7 +175,7 @@ def main(argv):
             raise UsageError(f"batch_size={settings.batch_size}: is less than the {worker.count} workers of TF_CONFIG")
         settings.num_train_iters = settings.num_train_iters or DEFAULT_ITERATIONS[settings.level]
         if runs.is_done(settings, run):
-            print(f"Level {settings.level} has {run.iteration} iterations already; a larger num_train_iters= trains on")
+            print(f"Level {settings.level} has {run.iteration} iterations; a larger num_train_iters= continues it")
             return 0
         vgg_file = runs.find_vgg19(settings)
         devices.start_tensorflow(precision=settings.precision)

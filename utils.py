@@ -108,7 +108,7 @@ def help_text(parameters, usage):
 def _unknown_argument(argument, known):
     name = argument.partition("=")[0].lstrip("-").replace("-", "_").lower()
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]}=?" if nearest else "known are " + ", ".join(known)
+    hint = f"did you mean {nearest[0]}=?" if nearest else "known arguments: " + ", ".join(known)
     return f"{argument}: no such argument; {hint} (help lists all)"
 
 

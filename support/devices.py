@@ -37,7 +37,7 @@ def start_tensorflow(use_gpu=True, precision="float32"):
         tf.config.experimental.set_memory_growth(gpu, True)
     details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
     names = [detail.get("device_name", "a GPU") for detail in details]
-    no_gpu = ": TensorFlow sees no GPU (TF_CPP_MIN_LOG_LEVEL=0 lets it say why)" if use_gpu else ""
+    no_gpu = ": TensorFlow sees no GPU (TF_CPP_MIN_LOG_LEVEL=0 shows why)" if use_gpu else ""
     print("Computing on " + (", ".join(names) or f"the CPU{no_gpu}"), flush=True)
     slow = [name for name, detail in zip(names, details)
             if detail.get("compute_capability", (0, 0)) < FAST_FROM[precision]]

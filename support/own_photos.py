@@ -80,7 +80,7 @@ def find_photos_to_render(settings, use_depth):
     pairs, without_depth = find_pairs(images_dir, depth_dir, use_depth)
     place = f"in {depth_dir}" if depth_dir else "inside, and depth_dir=FOLDER is not given"
     problems = [f"{path}: has no depth map {place}; python -m tools.make_depth_maps makes it" for path in without_depth]
-    problems += [f"{path}: is of a format that is not read; save it as JPEG, PNG, WebP or TIFF"
+    problems += [f"{path}: is of a format that cannot be read; save it as JPEG, PNG, WebP or TIFF"
                  for path in sorted(pathlib.Path(images_dir).glob("*")) if path.suffix.lower() in UNSUPPORTED_SUFFIXES]
     if not pairs:
         raise DataError("\n  ".join(problems))
@@ -206,7 +206,7 @@ def _fit_to_photo(depth, size, name):
     (height, width), (photo_width, photo_height) = depth.shape, size
     fits_when_turned = abs((width / height) * (photo_width / photo_height) - 1) < SIDEWAYS_TOLERANCE
     if fits_when_turned and (width - height) * (photo_width - photo_height) < 0:
-        raise DataError(f"{name} is {size_text((width, height))} and lies on its side, its photo turned upright by "
-                        f"EXIF is {size_text(size)} at half size; turn the depth map")
+        raise DataError(f"{name} is {size_text((width, height))} and lies on its side: the upright photo is "
+                        f"{size_text(size)} at half size; turn the depth map")
     resized = np.asarray(load_dataset.resize(Image.fromarray(depth), size))
     return np.uint8(np.clip(np.round(resized), 0, 255))

@@ -148,7 +148,7 @@ def _card(number, result, metric_names):
 <img src="{address["result"]}" alt="{name}, rendered" loading="lazy">
 <img class="before" src="{address["photo"]}" alt="{name}, photo" loading="lazy">
 <span class="line"></span><span class="tag">Photo</span><span class="tag right">Rendered</span>
-<input type="range" min="0" max="100" value="50" aria-label="How much of {name} is shown as it was">
+<input type="range" min="0" max="100" value="50" aria-label="Line between {name} and its result">
 </div>
 <div class="choices">{choices}</div>
 <p>{html.escape(metrics_text(result.metrics))}</p>

@@ -115,8 +115,8 @@ def note_changes(settings, before, train_pairs, code):
             print(f"Note: {name} was {was.get(name)} until iteration {before.run.iteration}, and is {value} from now "
                   "on")
     if before.photos != fingerprint(train_pairs):
-        print(f"Note: these are not the training photos that the run had until now ({before.photos['count']} photos): "
-              "it goes on with these")
+        print(f"Note: the training photos are not those of the run until now ({before.photos['count']} photos): "
+              "it goes on with the new ones")
 
 
 def follow_checkpoint(settings, prefix):
@@ -190,7 +190,7 @@ class Saver:
             self._save(self._write_state)
         level = self.settings.level
         how = (f"This goes on after iteration {self.state_iteration}: python train_model.py level={level} resume=true"
-               if self.state_iteration else "There is nothing saved yet: start it again")
+               if self.state_iteration else "Nothing is saved yet: start it again")
         say(f"Stopped after iteration {self.run.iteration} of level {level}. {how}")
 
     def note_evaluation(self):
@@ -253,7 +253,7 @@ class Saver:
         state = () if self.state_iteration else ("_resume.ckpt.*",)
         folder = checkpoints.move_to_older(self.settings.level, [*state, *patterns])
         if folder:
-            say(f"moved what earlier runs of level {self.settings.level} left to {folder}/")
+            say(f"moved the files of earlier runs of level {self.settings.level} to {folder}/")
 
 
 class StopSignals:

@@ -78,7 +78,7 @@ def test_every_kind_of_damage_is_found(check, tmp_path):
         assert sum(bool(re.search(pattern, error)) for error in errors) == 1, pattern
     assert len(errors) == 7 and done.status == 1
     assert done.out.splitlines()[-4:] == [
-        "To be repaired: 7 problems", "Missing depth maps: 1. This makes them:",
+        "Problems to repair: 7", "Missing depth maps: 1. This makes them:",
         "  python -m tools.make_depth_maps model=FILE dataset_dir=data",
         "Then: python -m tools.check_dataset dataset_dir=data patch_size=192"]
 
@@ -104,7 +104,7 @@ def test_without_depth_maps(check):
     assert done.status == 1 and done.err.count("\n") == 2
     assert "train: 6 photos, 0 depth maps, 6 targets\n" in done.out
     assert done.out.splitlines()[-4:] == [
-        "To be repaired: 2 problems", "Missing depth maps: 8. This makes them:",
+        "Problems to repair: 2", "Missing depth maps: 8. This makes them:",
         "  python -m tools.make_depth_maps model=FILE dataset_dir=data",
         "Then: python -m tools.check_dataset dataset_dir=data patch_size=192"]
     done = check("use_depth=false")

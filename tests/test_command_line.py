@@ -20,7 +20,7 @@ SCRIPTS = {"train_model.py": train_model, "test_model.py": test_model}
 
 DEFAULTS = {  # as the help text shows them
     "train_model.py": {
-        "level": "required", "batch_size": "50", "micro_batch": "its whole part of the batch", "patch_size": "512",
+        "level": "required", "batch_size": "50", "micro_batch": "its share of the batch", "patch_size": "512",
         "width": "1", "kernel_start": "paper at width 1, else he", "precision": "float32", "train_size": "4894",
         "eval_step": "1000", "learning_rate": "5e-05", "restore_iter": "last saved",
         "num_train_iters": "5000, 5000, 20000, 20000, 30000, 80000, 100000 for levels 7 ... 1",
@@ -28,8 +28,8 @@ DEFAULTS = {  # as the help text shows them
         "use_depth": "true", "resume": "false", "seed": "0", "max_to_keep": "100"},
     "test_model.py": {
         "level": "1", "orig": "false", "restore_iter": "last saved", "use_gpu": "true", "precision": "float32",
-        "dataset_dir": "ebb_dataset/", "val_size": "0", "small": "false", "images_dir": "none", "depth_dir": "none",
-        "max_side": "as they are"},
+        "dataset_dir": "ebb_dataset/", "val_size": "0", "small": "false", "images_dir": "none",
+        "depth_dir": "those inside the photos", "max_side": "as they are"},
 }
 
 WRONG_CALLS = {  # the call, and what its one line has to say
@@ -73,10 +73,10 @@ WRONG_CALLS = {  # the call, and what its one line has to say
     "train_model.py level=7 datasetdir=x": ["datasetdir=x", "did you mean dataset_dir="],
     "train_model.py level=7 DATASET_DIR=x": ["DATASET_DIR=x", "dataset_dir="],
     # names that mean nothing here
-    "train_model.py level=7 now": ["now", "known are", "learning_rate"],
-    "train_model.py 7": ["7", "known are", "level"],
-    "train_model.py =7": ["=7", "known are"],
-    "train_model.py ''": ["known are"],
+    "train_model.py level=7 now": ["now", "known arguments", "learning_rate"],
+    "train_model.py 7": ["7", "known arguments", "level"],
+    "train_model.py =7": ["=7", "known arguments"],
+    "train_model.py ''": ["known arguments"],
     "train_model.py level=7 orig=true": ["orig=true"],
     "train_model.py level=7 gpu_count=2": ["gpu_count=2"],
     # values that are not possible

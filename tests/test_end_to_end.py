@@ -404,4 +404,4 @@ def test_narrow_networks_train_stop_resume_render_and_are_exported(width, workpl
     assert checkpoints.network_of(checkpoints.checkpoint_prefix(7, 2))["width_multiplier"] == width
     assert call(test_model, "level=7", f"dataset_dir={small_dataset}").status == 0
     exported = call(export_model, "level=7", "out=pynet")
-    assert exported.status == 0 and "largest difference to the network" in exported.out
+    assert exported.status == 0 and "largest difference from the network" in exported.out

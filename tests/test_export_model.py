@@ -154,7 +154,7 @@ def test_float16_takes_two_bytes_for_a_weight(exported, small_pynet):
 def test_difference_to_the_network_is_printed(exported, name):
     done = exported[name]
     assert done.status == 0 and "use_gpu" not in done.out
-    [(difference, psnr)] = re.findall(r"largest difference to the network (\S+), PSNR (\S+) dB", done.out)
+    [(difference, psnr)] = re.findall(r"largest difference from the network (\S+), PSNR (\S+) dB", done.out)
     assert float(difference) < (3e-3 if name == "half.tflite" else 2e-5) and float(psnr) > 50
     assert re.search(rf"^{name}: level {EXPORTS[name][0]} as ", done.out, re.MULTILINE)
 

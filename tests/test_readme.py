@@ -72,7 +72,7 @@ def test_readme_has_at_most_250_lines():
 
 
 @pytest.mark.parametrize("command", ["pip install -r requirements.txt", "pip install 'tensorflow[and-cuda]'",
-                                     "python -m tools.demo", "python test_model.py orig=true", "python -m pytest"])
+                                     "python -m tools.demo", "python test_model.py small=true", "python -m pytest"])
 def test_readme_has_the_commands_of_a_newcomer(command):
     assert command in README
 

@@ -150,7 +150,7 @@ def test_a_run_that_is_stopped_before_its_first_update_saves_nothing_and_says_so
     monkeypatch.setattr(train_model, "evaluate", stopped)
     done = training("level=7", *EVERY_ITERATION, "num_train_iters=2", "seed=1")
     assert done.status == 143
-    assert "Stopped after iteration 0 of level 7. There is nothing saved yet: start it again" in done.out
+    assert "Stopped after iteration 0 of level 7. Nothing is saved yet: start it again" in done.out
     assert state() == before and checkpoints.saved_iterations(7) == [1] and not checkpoints.OLDER.exists()
 
 
@@ -160,7 +160,7 @@ def test_a_run_that_is_stopped_before_its_first_checkpoint_can_be_resumed_and_mo
     done = training("level=7", *QUICK, "eval_step=5", "num_train_iters=5")
     assert done.status == 143
     assert "Note: this run of level 7 starts anew; resume=true would go on after iteration 2" in done.out
-    assert "moved what earlier runs of level 7 left to models/older/" in done.out
+    assert "moved the files of earlier runs of level 7 to models/older/" in done.out
     assert state()["run"]["iteration"] == 1 and checkpoints.saved_iterations(7) == [1, 2]
     [folder] = checkpoints.OLDER.iterdir()
     assert checkpoints.read_notes(folder / checkpoints.resume_prefix(7).name)["run"]["iteration"] == 2
@@ -197,7 +197,7 @@ def test_a_level_that_has_its_iterations_or_more_is_left_alone(training):
     for num_train_iters in ([], ["num_train_iters=3"], ["num_train_iters=1"]):
         done = training("level=7", "resume=true", *num_train_iters)
         assert done.status == 0
-        assert "Level 7 has 3 iterations already; a larger num_train_iters= trains on" in done.out
+        assert "Level 7 has 3 iterations; a larger num_train_iters= continues it" in done.out
         assert "goes on" not in done.out and training_log.LOG.read_text() == log
 
 
@@ -219,7 +219,7 @@ def test_what_differs_from_the_run_that_is_resumed_is_said(training, call, small
                  "learning_rate was 5e-05 until iteration 2, and is 0.0001",
                  "commit was 1234 until iteration 2, and is 5678",
                  "loss_weights was {'l1': 100.0} until iteration 2, and is {'l1': 50.0}",
-                 "these are not the training photos that the run had until now (3 photos)"):
+                 "the training photos are not those of the run until now (3 photos)"):
         assert f"Note: {text}" in done.out
     assert state()["code"] == {"commit": "5678", "loss_weights": "{'l1': 50.0}"}
 

@@ -1,4 +1,4 @@
-"""Decodes every photo of a data set before a training does: python -m tools.check_dataset [dataset_dir=ebb_dataset/].
+"""Decodes every file of a data set before training: python -m tools.check_dataset [dataset_dir=ebb_dataset/].
 
 Reports what is missing, damaged, of a wrong size or pixel format, and pairs that do not show the same scene. Ends with
 the commands that bring the data set to a training.
@@ -24,7 +24,7 @@ SPLIT_NAMES = {"train": ("train",), "test": ("test", "val")}  # how the folder o
 PARAMETERS = (
     Parameter("dataset_dir", str, "ebb_dataset/", "folder with train/ and test/"),
     Parameter("use_depth", bool, True, "false: without depth maps"),
-    Parameter("val_size", int, 0, "the last so many pairs of train/ are the test photos, instead of test/", 0),
+    Parameter("val_size", int, 0, "pairs at the end of train/ to test on, instead of test/", 0),
     Parameter("patch_size", int, load_dataset.PATCH_SIZE, "photos must have twice as many pixels on each side", 32),
 )
 USAGE = "python -m tools.check_dataset [dataset_dir=FOLDER] [name=value ...]"
@@ -37,7 +37,7 @@ def main(argv):
     problems = [problem for split in splits for problem in check_split(settings, split)]
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
-    print(f"To be repaired: {len(problems)} problems" if problems else "All files are sound.")
+    print(f"Problems to repair: {len(problems)}" if problems else "All files are sound.")
     print(*next_steps(argv, settings, splits, problems), sep="\n")
     return 1 if problems else 0
 

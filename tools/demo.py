@@ -1,7 +1,7 @@
 """Shows bokeh, and how a network learns it, in minutes and without any download: python -m tools.demo
 
 Makes a few synthetic scenes and renders them with the small network of models/small/. Then it trains such a network
-from scratch, level 7 to 1. All of it gets onto one contact sheet, results/demo.png. Training and rendering are those of
+from scratch, level 7 to 1. Both go onto one contact sheet, results/demo.png. Training and rendering are those of
 train_model.py and test_model.py, run as a user would run them, but in results/demo/: the user's own models/ and
 results/ stay as they are.
 """
@@ -33,7 +33,7 @@ TRAIN_COUNT, TEST_COUNT = 12, 3
 SCHEDULE = {7: 100, 6: 60, 5: 60, 4: 60, 3: 80, 2: 20, 1: 10}  # iterations: what two CPU cores do in three minutes
 NETWORK = "width=0.25", "patch_size=128", "batch_size=2", "learning_rate=4e-4", "vgg_dir=none"
 
-PARAMETERS = (Parameter("seed", int, SEED, "another one gives other scenes and another training", 0),)
+PARAMETERS = (Parameter("seed", int, SEED, "another seed gives other scenes and another training", 0),)
 USAGE = "python -m tools.demo [seed=N]"
 
 SHEET_WIDTH, LABEL_HEIGHT, FONT_SIZE, GAP = 2400, 34, 22, 12  # in pixels
@@ -61,8 +61,8 @@ All but the contact sheet is in {FOLDER}/.
 
 The photos in the upper rows were rendered by the small network of models/small/, whose training took hours. The crops
 below them are of the network that was trained just now, for {sum(SCHEDULE.values())} iterations (the paper: 260,000).
-Each level starts from the one before it and doubles the size. So short a training gives colours and large shapes, not
-bokeh.""")
+Each level starts from the one before it and doubles the size. Such a short training gives colours and large shapes,
+not bokeh.""")
     return 0
 
 

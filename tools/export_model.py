@@ -97,7 +97,7 @@ def restore(level, prefix):
     import model
     network = checkpoints.network_of(prefix)
     if not network["use_depth"]:
-        raise DataError(f"{prefix}: is of a network without depth maps; only those with can be exported")
+        raise DataError(f"{prefix}: is of a network without depth maps, which cannot be exported")
     pynet = model.build_pynet(seed=None, **network)
     checkpoints.restore_checkpoint(pynet.variables, prefix)
     return model.network_for_level(pynet, level)
@@ -206,7 +206,7 @@ def compare(network, settings, path):
     batch = np.float32(inputs[np.newaxis])
     found = load(path, settings.format)(batch[..., :3], batch[..., 3:])[0]
     difference, psnr = np.abs(found - expected).max(), float(tf.image.psnr(found, expected, 1.0))
-    measured = f"largest difference to the network {difference:.2g}, PSNR {psnr:.1f} dB"
+    measured = f"largest difference from the network {difference:.2g}, PSNR {psnr:.1f} dB"
     print(f"Loaded and tried on a photo of {width} x {height}: {measured}")
     close = psnr >= LOWEST_PSNR if settings.precision == "float16" else difference <= LARGEST_DIFFERENCE
     if not close:

@@ -67,12 +67,13 @@ PARAMETERS = (
     Parameter("preset", tuple(PRESETS), "none", "range, mean, std, output, size and multiple of a known network"),
     Parameter("range", str, None, "what the pixel values 0 and 255 become, as low,high",
               default_text="0,1; 0,255 if the network takes unquantised whole numbers"),
-    Parameter("mean", str, "0,0,0", "is then subtracted from R,G,B"),
-    Parameter("std", str, "1,1,1", "by which R,G,B are then divided"),
+    Parameter("mean", str, "0,0,0", "then subtracted from R,G,B"),
+    Parameter("std", str, "1,1,1", "R,G,B are then divided by these"),
     Parameter("output", tuple(OUTPUTS), "inverse",
               "what the network gives: large = near, small = near, a distance, or the logarithm of one"),
-    Parameter("size", int, None, "longer side of its input where that is free", 1, default_text="512, or the preset's"),
-    Parameter("multiple", int, 32, "both sides are then rounded to multiples of this", 1),
+    Parameter("size", int, None, "longer side of the input, if the network takes any size", 1,
+              default_text="512, or the preset's"),
+    Parameter("multiple", int, 32, "both sides are rounded to multiples of this", 1),
     Parameter("preview", str, None, "contact sheet to write, as FILE.png or FILE.jpg", default_text="none"),
 )
 USAGE = ("python -m tools.make_depth_maps model=FILE (images_dir=PHOTOS depth_dir=FOLDER | dataset_dir=FOLDER) "

@@ -50,7 +50,7 @@ PARAMETERS = (
     Parameter("dataset_dir", str, utils.REQUIRED, "folder to write train/ and test/ into"),
     Parameter("train_count", int, 20, "photos in train/", 1),
     Parameter("test_count", int, 4, "photos in test/", 1),
-    Parameter("seed", int, 0, "another one gives other scenes", 0),
+    Parameter("seed", int, 0, "another seed gives other scenes", 0),
     Parameter("photos_dir", str, None, "folder of your own photos to use as textures", default_text="none"),
 )
 USAGE = "python -m tools.make_scenes dataset_dir=FOLDER [name=value ...]"

@@ -24,7 +24,7 @@ EVALUATION = re.compile(r"step (\d+) \| training: \S+, test: \S+ \| (?:[\w-]+: \
 METRIC = re.compile(r"([\w-]+): ([^\s,]+)")
 
 PARAMETERS = (
-    Parameter("log", str, str(LOG), "log to draw; those of the original code can be read, too"),
+    Parameter("log", str, str(LOG), "log to draw; logs of the original code can be read, too"),
 )
 USAGE = "python -m tools.plot_logs [name=value ...]"
 
