@@ -14,7 +14,6 @@ import itertools
 import os
 import pathlib
 import re
-import shlex
 import threading
 from typing import NamedTuple
 
@@ -127,8 +126,8 @@ def _check_headers(pair, smallest):
 def _raise_problems(problems, dataset_dir):
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} with the data set"
-        check = shlex.join(["python", "-m", "tools.check_dataset", f"dataset_dir={dataset_dir}"])
-        raise DataError("\n  ".join([count, *problems, f"{check} says what to do"]))
+        check = "python -m tools.check_dataset, with the same dataset_dir=, use_depth= and val_size=, says what to do"
+        raise DataError("\n  ".join([count, *problems, check]))
 
 
 def numeric_order(text):

@@ -39,11 +39,11 @@ def build_pynet(height=None, width=None, seed=0, precision="float32", use_depth=
       height, width: size of the input in pixels, multiples of 32; None where it is not known yet.
       seed: of the random kernels; biases start at 0.01. None starts kernels at zero, for weights that are restored.
       precision: of the feature maps: "float32", "bfloat16" or "float16" (mixed precision, arXiv:1710.03740). Variables,
-        normalisation and heads, and so input and outputs, are float32 in each.
+        statistics and heads, and so input and outputs, are float32 in each.
       use_depth: whether the input has the depth map. Only the kernels of the first convolution depend on it.
       width_multiplier: share of the paper's feature maps, 1 or less (width multiplier, arXiv:1704.04861).
       kernel_start: "paper" (truncated normal, deviation 0.01), or "he": where no normalisation follows, He's deviation
-        (arXiv:1502.01852), and level 3 begins as the photo itself.
+        (arXiv:1502.01852), and the first maps are the photo's colours, for `start_as_photo`.
 
     Returns:
       A `PyNET`. Its input is float32 (images, height, width, 4), RGB and depth in [0, 1]; without depth RGB alone. Its
@@ -214,7 +214,7 @@ class _Layers:
             return self._convolution(x, maps, size, f"{name}_conv_{index}", gain=HE_GAIN, activation="leaky_relu")
         x = self._convolution(x, maps, size, f"{name}_conv_{index}")
         x = self._apply(x, InstanceNormalization(
-            epsilon=INSTANCE_NORM_EPSILON, name=f"{name}_norm_{index}", dtype="float32", autocast=False))
+            epsilon=INSTANCE_NORM_EPSILON, name=f"{name}_norm_{index}", dtype="float32"))
         return _leaky_relu(x, f"{name}_relu_{index}")
 
     def _convolution(self, x, maps, size, name, gain=None, dtype=None, activation=None):
@@ -355,25 +355,32 @@ class InstanceNormalization(keras.layers.GroupNormalization):
 
 
 def _pass_colours_on(pynet):
-    """Lets level 3 begin as the photo: e1's first three maps are its colours, and block j and the head pass them on.
+    """Makes the colours of the photo the first three maps of the encoder's first block, e1."""
+    layer, channels = keras.Model(pynet.input, pynet.outputs[7]).get_layer, pynet.input.shape[-1]
+    _pass_on(layer("encoder_1_3x3_conv_1"), np.tile(np.eye(channels, 3), (4, 1)) / 4)  # the mean of each 2x2 square
+    _pass_on(layer("encoder_1_3x3_conv_2"), np.eye(3))
+
+
+def start_as_photo(pynet):
+    """Lets level 3 begin as the photo, where e1 has its colours: block j and the head pass them on.
 
     From a random start, level 3 learns brightness first, then blue against orange, and red against green much later.
     """
     layer = keras.Model(pynet.input, pynet.outputs[3]).get_layer
-    colours, channels = np.eye(3), pynet.input.shape[-1]
-    e1_starts_at = layer("level_3_j_3x3_conv_1").kernel.shape[2] - layer("encoder_1_3x3_conv_2").filters
-    _pass_on(layer("encoder_1_3x3_conv_1"), np.tile(np.eye(channels, 3), (4, 1)) / 4)  # the mean of each 2x2 square
-    _pass_on(layer("encoder_1_3x3_conv_2"), colours)
-    _pass_on(layer("level_3_j_3x3_conv_1"), colours, first_input=e1_starts_at)
-    _pass_on(layer("level_3_j_3x3_conv_2"), colours)
-    _pass_on(layer("level_3_head"), 2 * colours, bias=-1)  # 0.58 tanh(2 x - 1) + 0.5 is nearly x
+    e1 = layer("encoder_1_3x3_conv_1")
+    weights = e1.kernel.numpy()[1, 1, :, :3].reshape(4, -1, 3).sum(0)  # of the photo's channels in the maps
+    if np.diag(weights).min() < 0.5:  # level 7 began with kernel_start="paper"
+        return
+    _pass_on(layer("level_3_j_3x3_conv_1"), np.eye(3), first_input=-e1.filters)  # e1 is the last input of block j
+    _pass_on(layer("level_3_j_3x3_conv_2"), np.eye(3))
+    _pass_on(layer("level_3_head"), 2 * np.eye(3), bias=-1)  # 0.58 tanh(2 x - 1) + 0.5 is nearly x
 
 
 def _pass_on(convolution, weights, first_input=0, bias=0):
-    """Adds `weights`, (inputs, 3), to the centre of a convolution's first three kernels, and leaves a tenth of them."""
+    """Leaves a tenth of a convolution's first three kernels, and adds `weights`, (inputs, 3), to their centre."""
     kernel, biases = convolution.get_weights()
     kernel[..., :3] *= 0.1
-    kernel[1, 1, first_input:first_input + len(weights), :3] += weights
+    kernel[1, 1, first_input:, :3][:len(weights)] += weights
     biases[:3] = bias
     convolution.set_weights([kernel, biases])
 

@@ -277,11 +277,13 @@ def train(settings, worker, run, weights, before, vgg_file, train_pairs, test_pa
 def start_from_level_above(pynet, prefix, settings):
     """Restores what level N+1 has trained, and nothing else: a level can be changed without training those above again.
 
-    The rest keeps its random start. With He's start, levels 2 and 1 begin as enlargements of level N+1.
+    The rest keeps its random start. With He's start, level 3 begins as the photo, 2 and 1 as enlargements of level N+1.
     """
     import model
     checkpoints.restore_checkpoint(model.variables_of_level(pynet, settings.level + 1), prefix)
-    if settings.kernel_start == "he" and settings.level <= 2:
+    if settings.kernel_start == "he" and settings.level == 3:
+        model.start_as_photo(pynet)
+    elif settings.kernel_start == "he" and settings.level <= 2:
         model.start_as_enlargement(pynet, settings.level)
 
 

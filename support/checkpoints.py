@@ -155,6 +155,8 @@ def save_checkpoint(variables, prefix, notes=None, before_replacing=lambda: None
         writing.rename(complete)
         _to_disk(prefix.parent)
         finish_interrupted_saves(prefix.parent)
+        if complete.exists():
+            raise OSError(f"the files in {complete}/ could not be moved to {prefix.parent}/")
         _to_disk(prefix.parent)
     except (OSError, tf.errors.OpError) as error:
         shutil.rmtree(writing, ignore_errors=True)

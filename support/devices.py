@@ -275,5 +275,5 @@ def memory_full(settings):
     division = divide_batch(settings.batch_size, settings.micro_batch, choose_strategy(ONLY_WORKER))
     images = division.largest_piece()  # where there are several workers, a machine has fewer
     advice = (f"with micro_batch={images // 2} it computes a batch in smaller pieces, which is the same training"
-              if images > 1 else "precision=bfloat16 or a smaller patch_size= takes less")
+              if images > 1 else "a smaller patch_size= takes less, and so does precision=bfloat16")
     return DataError(f"the device's memory is full at level {settings.level}: {advice}")

@@ -26,25 +26,25 @@ SHOT_DATE_TAGS = (0x9003, 0x9004, 0x9010, 0x9011, 0x9012)  # taken, digitised, a
 PROFILE_SPACE = slice(16, 20)  # ICC.1: bytes of a colour profile that name its colour space
 
 
-def find_photos(images_dir):
+def find_photos(images_dir, suffixes=SUFFIXES):
     """Returns {name without suffix: path} of the photos in a folder, or of a single file, in numeric order.
 
     Other files and hidden ones are ignored. Raises DataError where there is no photo, or two have the same name.
     """
-    photos = _find_files(images_dir, SUFFIXES)
+    photos = _find_files(images_dir, suffixes)
     if not photos:
-        raise DataError(f"{images_dir}: no photo found ({', '.join(SUFFIXES)})")
+        raise DataError(f"{images_dir}: no photo found ({', '.join(suffixes)})")
     return photos
 
 
-def find_pairs(images_dir, depth_dir, use_depth=True):
+def find_pairs(images_dir, depth_dir, use_depth=True, suffixes=SUFFIXES, depth_suffixes=DEPTH_SUFFIXES):
     """Finds photos and their depth maps, which have the same name but for the suffix.
 
     Both are folders, or a single photo and its depth map of any name. Without depth_dir, depth maps inside the photos
     are used; these `Pair`s have the photo's path as `depth`. Raises DataError as in `find_photos`.
     Returns a list of `Pair`s with neither target nor size, and a list of the paths of photos without a depth map.
     """
-    photos = find_photos(images_dir)
+    photos = find_photos(images_dir, suffixes)
     if not use_depth:
         depths = dict.fromkeys(photos)
     elif not depth_dir:
@@ -52,7 +52,7 @@ def find_pairs(images_dir, depth_dir, use_depth=True):
     elif len(photos) == 1 and pathlib.Path(depth_dir).is_file():
         depths = dict.fromkeys(photos, pathlib.Path(depth_dir))
     else:
-        depths = _find_files(depth_dir, DEPTH_SUFFIXES)
+        depths = _find_files(depth_dir, depth_suffixes)
     pairs = [Pair(name, path, depths[name], bokeh=None, size=None) for name, path in photos.items() if name in depths]
     return pairs, [path for name, path in photos.items() if name not in depths]
 

@@ -116,7 +116,8 @@ def write_card(level, run, test, settings, counts, code):
 def read_card(level):
     """Returns the card of a level as a dictionary, which is empty where there is none that can be read."""
     try:
-        return json.loads(card_path(level).read_text(encoding="utf-8"))
+        card = json.loads(card_path(level).read_text(encoding="utf-8"))
+        return card if isinstance(card, dict) else {}
     except (OSError, ValueError):
         return {}
 
@@ -124,12 +125,13 @@ def read_card(level):
 def card_rows(level, iteration):
     """Returns {what: text} about the checkpoint of an iteration; {} where the card does not know it."""
     card = read_card(level)
-    evaluation = card.get("evaluations", {}).get(str(iteration))
-    if not evaluation:
+    try:
+        evaluation = card["evaluations"][str(iteration)]
+        return {"Origin": f"Trained {card['start']}, on {card['photos']['training']} photos, commit {card['commit']}",
+                "In training": ", ".join(f"{name} {value:.4g}" for name, value in evaluation["metrics"].items()),
+                "Settings": " ".join(f"{name}={value}" for name, value in evaluation["settings"].items())}
+    except (AttributeError, KeyError, TypeError, ValueError):
         return {}
-    return {"Origin": f"Trained {card['start']}, on {card['photos']['training']} photos, commit {card['commit']}",
-            "In training": ", ".join(f"{name} {value:.4g}" for name, value in evaluation["metrics"].items()),
-            "Settings": " ".join(f"{name}={value}" for name, value in evaluation["settings"].items())}
 
 
 def commit():

@@ -298,10 +298,8 @@ def test_he_start_gives_kernels_that_no_normalisation_follows_the_deviation_of_t
     from_the_paper = kernels(paper_start)
     compared = 0
     for name, kernel in kernels(small_pynet).items():
-        if name == "level_3_head":  # passes the photo's colours on
-            continue
-        if re.fullmatch("(encoder_1|level_3_j)_3x3_conv_.", name):
-            kernel = kernel[..., 3:]  # the others do so, too
+        if name.startswith("encoder_1"):
+            kernel = kernel[..., 3:]  # the others pass the photo's colours on
         if re.match("encoder_1|level_3_[a-j]|.*(head|upsampler)", name):
             inputs = kernel[..., 0, :].size / 4 if "upsampler" in name else kernel[..., 0].size
             deviation = (0.21 if "head" in name else 0.7) * np.sqrt(2 / 1.04 / inputs)
@@ -312,17 +310,30 @@ def test_he_start_gives_kernels_that_no_normalisation_follows_the_deviation_of_t
     assert compared > 50
 
 
-@pytest.mark.parametrize("width, use_depth", [(1, True), (0.25, True), (0.125, False)])
-def test_with_he_start_level_3_begins_as_the_photo(width, use_depth):
+def level_3_and_photo(pynet, use_depth=True):
+    """The output of level 3, and the photo in its size."""
     few_pixels = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
     photo = np.asarray(Image.fromarray(few_pixels).resize((64, 64), Image.Resampling.BICUBIC), np.float32) / 255
-    pynet = model.build_pynet(64, 64, seed=1, use_depth=use_depth, width_multiplier=width, kernel_start="he")
     inputs = np.dstack([photo, np.full((64, 64), 0.5, np.float32)]) if use_depth else photo
     output = model.network_for_level(pynet, 3)(inputs[np.newaxis])[0].numpy()
-    smaller = photo.reshape(32, 2, 32, 2, 3).mean((1, 3))
-    assert np.mean((output - smaller) ** 2) < 0.03
+    return output, photo.reshape(32, 2, 32, 2, 3).mean((1, 3))
+
+
+@pytest.mark.parametrize("width, use_depth", [(1, True), (0.25, True), (0.125, False)])
+def test_with_he_start_level_3_begins_as_the_photo(width, use_depth):
+    pynet = model.build_pynet(64, 64, seed=1, use_depth=use_depth, width_multiplier=width, kernel_start="he")
+    model.start_as_photo(pynet)
+    output, photo = level_3_and_photo(pynet, use_depth)
+    assert np.mean((output - photo) ** 2) < 0.03
     for channel in range(3):
-        assert np.corrcoef(output[..., channel].ravel(), smaller[..., channel].ravel())[0, 1] > 0.9
+        assert np.corrcoef(output[..., channel].ravel(), photo[..., channel].ravel())[0, 1] > 0.9
+
+
+def test_level_3_keeps_its_random_start_above_levels_that_began_as_in_the_paper():
+    pynet = model.build_pynet(64, 64, seed=1, width_multiplier=0.125)
+    before, _ = level_3_and_photo(pynet)
+    model.start_as_photo(pynet)
+    np.testing.assert_array_equal(level_3_and_photo(pynet)[0], before)
 
 
 # Levels 2 and 1 as enlargements of the level above -------------------------------------------------------------------

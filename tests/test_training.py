@@ -231,8 +231,8 @@ def test_a_level_that_was_widened_starts_from_the_levels_above_as_they_are(
 
     done = training("level=3", "num_train_iters=1")
     assert done.status == 0, done.err
-    for name, value in stored(3, 1).items():
-        np.testing.assert_array_equal(value, found[name])  # also what is still random, of the same seed
+    for name in model.variables_of_level(small_pynet, 4):
+        np.testing.assert_array_equal(stored(3, 1)[name], found[name])
 
 
 def test_a_checkpoint_of_another_network_is_refused_for_testing_and_resuming_by_what_differs(
@@ -256,7 +256,7 @@ def test_what_the_level_above_has_not_trained_keeps_its_random_start(small_check
         np.testing.assert_array_equal(variable, small_pynet.variables[name] if name in above else start[name])
 
 
-def test_with_he_start_levels_2_and_1_begin_as_enlargements_of_the_restored_level_above(
+def test_with_he_start_levels_3_to_1_begin_as_the_photo_or_the_restored_level_above(
         small_checkpoint, small_pynet, monkeypatch):
     pynet, enlarged = model.build_pynet(64, 64, seed=5, width_multiplier=0.125, kernel_start="he"), []
     above = model.variables_of_level(small_pynet, 4)
@@ -266,11 +266,12 @@ def test_with_he_start_levels_2_and_1_begin_as_enlargements_of_the_restored_leve
         enlarged.append(level)
 
     monkeypatch.setattr(model, "start_as_enlargement", enlarge)
-    for level in (3, 2, 1):
+    monkeypatch.setattr(model, "start_as_photo", lambda pynet: enlarge(pynet, "photo"))
+    for level in (4, 3, 2, 1):
         for kernel_start in ("paper", "he"):
             settings = types.SimpleNamespace(level=level, kernel_start=kernel_start)
             train_model.start_from_level_above(pynet, small_checkpoint, settings)
-    assert enlarged == [2, 1]
+    assert enlarged == ["photo", 2, 1]
 
 
 # Visual crops --------------------------------------------------------------------------------------------------------

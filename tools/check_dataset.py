@@ -51,6 +51,8 @@ def check_split(settings, split):
                                           use_depth, settings.patch_size)
     if settings.use_depth > use_depth and names["original"]:
         problems.append(f"{folder / 'original_depth'}: no such folder, or no .jpg or .png in it")
+    if settings.val_size >= len(pairs) > 0:
+        problems.append(f"{folder}: has {len(pairs)} sound pairs, val_size={settings.val_size} needs more")
     progress = utils.ProgressLine(0, len(pairs), f"{split}:")
     for done, found in enumerate(load_dataset.stream(check_pair, pairs, ahead=16), 1):
         problems += found
@@ -88,7 +90,7 @@ def next_steps(argv, settings, splits, problems):
     if not settings.val_size and not any(split == "test" for split, _ in targets):
         val_size = f"val_size={VAL294 if len(targets) > VAL294 else max(1, len(targets) // 5)}"
         lines += [f"test/ has no targets to measure on: {val_size} takes the last pairs of train/ instead"]
-        command = [*command, val_size]
+        command = [*(word for word in command if not word.startswith("val_size=")), val_size]
     return [*lines, f"Then: {shlex.join(command)}"]
 
 

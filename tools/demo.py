@@ -33,7 +33,7 @@ TRAIN_COUNT, TEST_COUNT = 12, 3
 SCHEDULE = {7: 100, 6: 60, 5: 60, 4: 60, 3: 80, 2: 20, 1: 10}  # iterations: what two CPU cores do in three minutes
 NETWORK = "width=0.25", "patch_size=128", "batch_size=2", "learning_rate=4e-4", "vgg_dir=none"
 
-PARAMETERS = (Parameter("seed", int, SEED, "another seed gives other scenes and another training", 0),)
+PARAMETERS = (Parameter("seed", int, SEED, "another seed gives other scenes and another training", 0, 2 ** 31 - 1),)
 USAGE = "python -m tools.demo [seed=N]"
 
 SHEET_WIDTH, LABEL_HEIGHT, FONT_SIZE, GAP = 2400, 34, 22, 12  # in pixels
@@ -69,7 +69,7 @@ not bokeh.""")
 def prepare_folder():
     """Makes results/demo/, without what an earlier demo left. Raises DataError where the folder is not a demo's."""
     if FOLDER.exists() and not MARKER.exists():
-        raise DataError(f"{FOLDER}: was not made by this demo, so it is left as it is; rename it")
+        raise DataError(f"{FOLDER}: was not made by this demo, so it is left as it is; rename or delete it")
     shutil.rmtree(FOLDER, ignore_errors=True)
     utils.prepare_folders(FOLDER)
     MARKER.touch()

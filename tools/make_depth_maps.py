@@ -103,6 +103,9 @@ def main(argv):
         raise UsageError(f"preview={sheet}: must be a new file that ends in .png or .jpg")
     warnings.simplefilter("ignore")  # Pillow's about odd metadata, TFLite's about its successor; errors are raised
     photos = find_photos(settings)
+    folders = {path.parent.resolve() for path in (*photos, *photos.values())}
+    if settings.preview and sheet.parent.resolve() in folders:
+        raise UsageError(f"preview={sheet}: must not lie among the photos or the depth maps")
     # Training takes a data set's photos as they lie in the file, so their depth maps have to lie as they do.
     decode = functools.partial(load_dataset.read_image, mode="RGB") if settings.dataset_dir else own_photos.read_photo
     kept = sum(depth.exists() for depth in photos.values())
@@ -137,8 +140,9 @@ def _numbers(name, text, count):
         numbers = tuple(map(float, text.split(",")))
     except ValueError:
         numbers = ()
-    if len(numbers) != count:
-        raise UsageError(f"{name}={text}: must be {count} numbers with commas between them")
+    if len(numbers) != count or not all(map(math.isfinite, numbers)) or name == "std" and min(numbers) <= 0:
+        above = " above 0" if name == "std" else ""
+        raise UsageError(f"{name}={text}: must be {count} numbers{above} with commas between them")
     return numbers
 
 
@@ -158,7 +162,8 @@ def find_photos(settings):
     photos = {}
     for images_dir, depth_dir in folders.items():
         utils.prepare_folders(depth_dir)
-        pairs, without = own_photos.find_pairs(images_dir, depth_dir)
+        suffixes = [load_dataset.SUFFIXES] * 2 if settings.dataset_dir else []  # what training looks for
+        pairs, without = own_photos.find_pairs(images_dir, depth_dir, True, *suffixes)
         if any(pair.photo.samefile(pair.depth) for pair in pairs):
             raise UsageError(f"depth_dir={depth_dir}: holds the photos; name another folder for the depth maps")
         photos |= {pair.photo: pair.depth for pair in pairs}
@@ -262,9 +267,10 @@ def write_preview(sheet, photos, decode):
 def open_network(path, preset):
     """Loads a network and tries it on a picture of noise. Raises DataError where it is none, or does not fit."""
     load = load_saved_model if path.is_dir() else LOADERS.get(path.suffix.lower())
-    if load is None or not path.exists():
-        raise DataError(f"{path}: must be a {', '.join(LOADERS)} file or a SavedModel folder (docs/depth_maps.md names "
-                        "networks and where they are)")
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder; docs/depth_maps.md names networks and where they are")
+    if load is None:
+        raise DataError(f"{path}: must be a {', '.join(LOADERS)} file or a SavedModel folder")
     if load is not load_onnx:
         devices.start_tensorflow()
     try:

@@ -20,7 +20,8 @@ PANELS = {  # title: {name in the log: name in the legend}
     "MS-SSIM of the test photos": {"ms-ssim": None},
 }
 HEADING = re.compile(r"#.*\blevel=([1-7])\b")  # searched, because a line cut short by a crash may stand before it
-EVALUATION = re.compile(r"step (\d+) \| training: \S+, test: \S+ \| (?:[\w-]+: \S+, )*[\w-]+: \S+")
+VALUE = r"[\w-]+: (?:-|nan|-?inf|-?\d+(?:\.\d+)?(?:e[+-]\d+)?)"
+EVALUATION = re.compile(rf"step (\d+) \| {VALUE}, {VALUE} \| (?:{VALUE}, )*{VALUE}", re.ASCII)
 METRIC = re.compile(r"([\w-]+): ([^\s,]+)")
 
 PARAMETERS = (
