@@ -1,9 +1,8 @@
-"""PyNET, the network that renders the bokeh: seven levels of resolution, from 1/32 of its input to twice its input.
+"""PyNET, the network that renders the bokeh: seven levels, from 1/32 of its input (level 7) to twice its input (level 1).
 
 The wiring follows the supplementary figure and the released network of "Rendering Natural Camera Bokeh Effect with Deep
-Learning" (Ignatov, Patel, Timofte, CVPRW 2020, arXiv:2006.05698). Level 7 is trained first; each level below it takes
-the features of the level above, upsampled by transposed convolutions, and adds detail. Levels 2 and 1 are only the two
-extra upsamplers that bring the result of level 3 to the size of the input and of the photo.
+Learning" (Ignatov, Patel, Timofte, CVPRW 2020, arXiv:2006.05698). Each level takes the upsampled features of the level
+above and adds detail. Levels 2 and 1 only bring the result of level 3 to the size of the input and of the photo.
 """
 
 import contextlib
@@ -45,9 +44,8 @@ def build_pynet(height=None, width=None, seed=0, precision="float32", use_depth=
       kernel_start: "paper" (truncated normal, deviation 0.01), or "he": where no normalisation follows, He's deviation
         (arXiv:1502.01852), and the first maps are the photo's colours, for `start_as_photo`.
 
-    Returns:
-      A `PyNET`. Its input is float32 (images, height, width, 4), RGB and depth in [0, 1]; without depth RGB alone. Its
-      outputs are float32 (images, height / s, width / s, 3), s = 2^(level - 2), in (-0.08, 1.08).
+    Returns a `PyNET`. Its input is float32 (images, height, width, 4), RGB and depth in [0, 1]; without depth RGB alone.
+    Its outputs are float32 (images, height / s, width / s, 3), s = 2^(level - 2), in (-0.08, 1.08).
     """
     name = "photo_and_depth" if use_depth else "photo"
     with _policy(precision):
@@ -205,9 +203,9 @@ class _Layers:
 
     def checkpoint_variables(self):
         """Returns {name: tf.Variable}, under the names that TensorFlow 1 gave when it built the original graph."""
-        in_order = [weight.value for layer in self._made for weight in _weights_in_order(layer)]
-        return {"generator/Variable" + (f"_{index}" if index else ""): variable
-                for index, variable in enumerate(in_order)}
+        weights = [weight.value for layer in self._made for weight in (
+            (layer.beta, layer.gamma) if isinstance(layer, InstanceNormalization) else layer.weights)]
+        return {"generator/Variable" + (f"_{index}" if index else ""): weight for index, weight in enumerate(weights)}
 
     def _convolution_and_relu(self, x, maps, size, name, index, normalised):
         if not normalised:
@@ -239,10 +237,6 @@ class _Layers:
     def _apply(self, x, layer):
         self._made.append(layer)
         return layer(x)
-
-
-def _weights_in_order(layer):
-    return (layer.beta, layer.gamma) if isinstance(layer, InstanceNormalization) else layer.weights
 
 
 @contextlib.contextmanager
@@ -368,8 +362,8 @@ def start_as_photo(pynet):
     """
     layer = keras.Model(pynet.input, pynet.outputs[3]).get_layer
     e1 = layer("encoder_1_3x3_conv_1")
-    weights = e1.kernel.numpy()[1, 1, :, :3].reshape(4, -1, 3).sum(0)  # of the photo's channels in the maps
-    if np.diag(weights).min() < 0.5:  # level 7 began with kernel_start="paper"
+    shares = e1.kernel.numpy()[1, 1, :, :3].reshape(4, -1, 3).sum(0)  # of the photo's channels in the maps
+    if np.diag(shares).min() < 0.5:  # level 7 began with kernel_start="paper"
         return
     _pass_on(layer("level_3_j_3x3_conv_1"), np.eye(3), first_input=-e1.filters)  # e1 is the last input of block j
     _pass_on(layer("level_3_j_3x3_conv_2"), np.eye(3))
