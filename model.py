@@ -1,4 +1,4 @@
-"""PyNET, the network that renders the bokeh: seven levels, from 1/32 of its input (level 7) to twice its input (level 1).
+"""PyNET, the network that renders the bokeh: seven levels, from 1/32 of its input (7) to twice its input (1).
 
 The wiring follows the supplementary figure and the released network of "Rendering Natural Camera Bokeh Effect with Deep
 Learning" (Ignatov, Patel, Timofte, CVPRW 2020, arXiv:2006.05698). Each level takes the upsampled features of the level
@@ -43,9 +43,8 @@ def build_pynet(height=None, width=None, seed=0, precision="float32", use_depth=
       width_multiplier: share of the paper's feature maps, 1 or less (width multiplier, arXiv:1704.04861).
       kernel_start: "paper" (truncated normal, deviation 0.01), or "he": where no normalisation follows, He's deviation
         (arXiv:1502.01852), and the first maps are the photo's colours, for `start_as_photo`.
-
-    Returns a `PyNET`. Its input is float32 (images, height, width, 4), RGB and depth in [0, 1]; without depth RGB alone.
-    Its outputs are float32 (images, height / s, width / s, 3), s = 2^(level - 2), in (-0.08, 1.08).
+    Returns a `PyNET`. Its input is float32 (images, height, width, 4), RGB and depth in [0, 1], or RGB alone. Its
+    outputs are float32 (images, height / s, width / s, 3), s = 2^(level - 2), in (-0.08, 1.08).
     """
     name = "photo_and_depth" if use_depth else "photo"
     with _policy(precision):
