@@ -250,8 +250,13 @@ def augment(input, target, random):
     Returns (input, target) of the same shapes and types, in memory of their own.
     """
     turns, flip = random.integers(4), random.integers(2)
-    turned = [np.rot90(image, turns) for image in (input, target)]
-    return tuple((np.flipud(image) if flip else image).copy() for image in turned)
+    return _turn(input, turns, flip), _turn(target, turns, flip)
+
+
+def _turn(image, turns, flip):
+    pixels = np.ascontiguousarray(image).view(f"V{image.itemsize * image.shape[2]}")  # copied whole, twice as fast
+    turned = np.rot90(pixels, turns)
+    return (np.flipud(turned) if flip else turned).copy().view(image.dtype)
 
 
 def training_batches(pairs, level, batch_size, train_size, first, last, seed=0, patch_size=PATCH_SIZE, indices=None):
