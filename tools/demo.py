@@ -45,7 +45,7 @@ def main(argv):
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the script that runs, too
     started = time.monotonic()
     prepare_folder()
-    print(f"This takes some minutes on two CPU cores. Making {TRAIN_COUNT + TEST_COUNT} scenes in "
+    print(f"This takes two to six minutes on two CPU cores. Making {TRAIN_COUNT + TEST_COUNT} scenes in "
           f"{FOLDER / 'ebb_dataset'}/", flush=True)
     make_scenes.write_dataset(FOLDER / "ebb_dataset", TRAIN_COUNT, TEST_COUNT, seed=settings.seed)
     for script, *arguments in commands(settings.seed):
@@ -59,10 +59,10 @@ def main(argv):
     print(f"""
 All but the contact sheet is in {FOLDER}/.
 
-The photos in the upper rows were rendered by the small network of models/small/, whose training took hours. The crops
+The photos in the upper rows were rendered by the small network of models/small/, whose training took an hour. The crops
 below them are of the network that was trained just now, for {sum(SCHEDULE.values())} iterations (the paper: 260,000).
-Each level starts from the one before it and doubles the size. Such a short training gives colours and large shapes,
-not bokeh.""")
+Each level starts from the one before it and doubles the size. In so short a time levels 7 to 4 learn large shapes.
+Levels 3 to 1 begin as the photo, and have hardly learned to blur.""")
     return 0
 
 
