@@ -188,6 +188,12 @@ def move_to_older(level, patterns):
     return folder
 
 
+def discard_half_saves(level):
+    """Deletes what a crash left of checkpoints of a level that were not whole. Call with the level locked."""
+    for writing in MODELS.glob(f".pynet_level_{level}_*.writing"):
+        shutil.rmtree(writing, ignore_errors=True)
+
+
 def finish_interrupted_saves(folder):
     """Moves checkpoints that are whole from their folders to their place. What a crash cuts short can be done again.
 

@@ -53,8 +53,7 @@ def prepared_folders(level):
                             "another folder") from None
         except OSError as error:  # a network drive may have no locks
             warn(f"{path}: cannot be locked ({error.strerror}); make sure that no other run trains level {level} here")
-        for half in MODELS.glob(f".pynet_level_{level}_*.writing"):  # of a run that was killed while it saved
-            shutil.rmtree(half, ignore_errors=True)
+        checkpoints.discard_half_saves(level)
         yield
 
 

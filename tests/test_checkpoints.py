@@ -205,6 +205,27 @@ def test_last_saved_is_found_and_any_other_on_demand(workplace):
     assert checkpoints.find_checkpoint(7, 9) == (checkpoints.checkpoint_prefix(7, 9), 9)
 
 
+def test_what_a_kill_left_of_a_save_is_deleted_for_its_level_only(workplace):
+    halves = [utils.MODELS / f".pynet_level_{level}_iteration_5.ckpt.writing" for level in (7, 6)]
+    for half in halves:
+        half.mkdir()
+    checkpoints.discard_half_saves(7)
+    assert [half.exists() for half in halves] == [False, True]
+
+
+def test_a_save_whose_files_cannot_be_moved_to_their_place_is_an_error(workplace, monkeypatch):
+    def fails(*_):
+        raise OSError("input/output error")
+
+    prefix = checkpoints.checkpoint_prefix(7, 5)
+    with monkeypatch.context() as patches, pytest.raises(DataError, match="could not be saved"):
+        patches.setattr(pathlib.Path, "replace", fails)
+        checkpoints.save_checkpoint({"a": tf.Variable([1.0])}, prefix)
+    assert not checkpoints.exists(prefix)
+    checkpoints.finish_interrupted_saves(utils.MODELS)  # the next call brings it to its place
+    assert checkpoints.exists(prefix)
+
+
 def test_foreign_and_half_files_are_no_checkpoints(workplace):
     save(1, checkpoints.checkpoint_prefix(7, 3))
     save(1, checkpoints.checkpoint_prefix(6, 4))

@@ -159,11 +159,12 @@ def find_photos(settings):
         folders = {split / "original": split / "original_depth" for split in splits if (split / "original").is_dir()}
     if not folders:
         raise DataError(f"{settings.dataset_dir}: has no train/original/ or test/original/, which hold the photos")
-    photos = {}
+    photos, suffixes = {}, {}
+    if settings.dataset_dir:  # those that training looks for
+        suffixes = {"suffixes": load_dataset.SUFFIXES, "depth_suffixes": load_dataset.SUFFIXES}
     for images_dir, depth_dir in folders.items():
         utils.prepare_folders(depth_dir)
-        suffixes = [load_dataset.SUFFIXES] * 2 if settings.dataset_dir else []  # what training looks for
-        pairs, without = own_photos.find_pairs(images_dir, depth_dir, True, *suffixes)
+        pairs, without = own_photos.find_pairs(images_dir, depth_dir, **suffixes)
         if any(pair.photo.samefile(pair.depth) for pair in pairs):
             raise UsageError(f"depth_dir={depth_dir}: holds the photos; name another folder for the depth maps")
         photos |= {pair.photo: pair.depth for pair in pairs}
