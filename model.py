@@ -384,17 +384,17 @@ def start_as_enlargement(pynet, level):
     Their only way in are few maps, of which a random start finds little in many iterations.
     """
     layer = keras.Model(pynet.input, pynet.outputs[level]).get_layer
-    bilinear = np.outer((0.75, 1, 0.25), (0.75, 1, 0.25))[..., np.newaxis, np.newaxis]
+    doubled = np.outer((1, 1, 0), (1, 1, 0))[..., np.newaxis, np.newaxis]  # smoother kernels miss a pixel at the border
     upsampler, head = layer(f"level_{level}_upsampler"), layer(f"level_{level}_head")
     upsampling, kernel, identity = upsampler.kernel.numpy(), np.zeros(head.kernel.shape, np.float32), np.eye(3)
     if level == 2:  # colours and their negatives, of which the leaky ReLU lets one through and some of the other
         above, bias = keras.Model(pynet.input, pynet.outputs[3]).get_layer("level_3_head").get_weights()
         colours = np.transpose(np.sum(above, (0, 1)))  # three maps x maps of level 3
-        upsampling[:, :, :6] = bilinear * np.concatenate([colours, -colours])
+        upsampling[:, :, :6] = doubled * np.concatenate([colours, -colours])
         kernel[1, 1, :6] = np.concatenate([identity, -identity]) / (1 + LEAKY_RELU_SLOPE)
     else:  # the colours themselves, raised above 0 so that the leaky ReLU changes nothing
-        raised = np.full(3, 3, np.float32)
+        raised = np.full(3, 1.5, np.float32)  # black and white are -1.3 and 1.3
         layer("level_2_head").bias.assign_add(raised)
-        upsampling, kernel[1, 1], bias = bilinear * identity, identity, -raised
+        upsampling, kernel[1, 1], bias = doubled * identity, identity, -raised
     upsampler.kernel.assign(upsampling)
     head.set_weights([kernel, bias])
