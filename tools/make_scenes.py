@@ -215,21 +215,25 @@ def _disc(diameter):
 def depth_map(layers, size, random):
     """Returns 1 / distance as a monocular depth network gives it, uint8 (height // 2, width // 2), 0-255.
 
-    Such a network computes at a few hundred pixels a side, loses what is thin, misses edges by some pixels, bends flat
-    things, and knows neither scale nor gamma.
+    Such a network computes at a few hundred pixels a side. It loses what is thin, sees reliefs in what is flat, misses
+    edges or makes them soft, and knows neither scale nor gamma. How much of each: the maps have means, gradients and
+    spectra like those of EBB!, which MegaDepth made (arXiv:1804.00607).
     """
     depth = np.zeros((1, size[1], size[0]))
     for layer in layers:
-        part = np.stack([layer.rgba[3], np.broadcast_to(layer.depth, layer.rgba.shape[1:])])
-        (below,), (coverage, part) = _overlap(depth, part, layer.left, layer.top)
+        part = np.broadcast_to(layer.depth, layer.rgba.shape[1:])
+        if np.isscalar(layer.depth):
+            part = part * np.maximum(1 + random.uniform(0, 0.2) * _noise(part.shape, random, 2.0), 0)
+        (below,), (coverage, part) = _overlap(depth, np.stack([layer.rgba[3], part]), layer.left, layer.top)
         np.copyto(below, part, where=coverage > 0.5)
     depth = depth[0, 2::4, 2::4]
     depth = (depth - depth.min()) / max(np.ptp(depth), 1e-12)
-    noise = np.stack([_noise(depth.shape, random, 2.0) for _ in range(3)])
+    noise = np.stack([_noise(depth.shape, random, 2.0) for _ in range(4)])
     depth = ndimage.median_filter(depth, random.choice([3, 5])) ** _log_uniform(random, 0.5, 1.6)
-    misplaced = np.indices(depth.shape) + random.uniform(0, 1.5) * noise[:2]
+    misplaced = np.indices(depth.shape) + random.uniform(0, 2.5) * noise[:2]
     depth = ndimage.map_coordinates(depth, misplaced, order=1, mode="nearest")
-    depth = ndimage.gaussian_filter(depth, _log_uniform(random, 0.5, 2)) + random.uniform(0.03, 0.12) * noise[2]
+    sharp, soft = (ndimage.gaussian_filter(depth, _log_uniform(random, *sigmas)) for sigmas in ((0.4, 1.6), (3, 10)))
+    depth = sharp + (soft - sharp) * np.clip(0.5 + 0.5 * noise[2], 0, 1) + random.uniform(0.06, 0.2) * noise[3]
     image = Image.fromarray(np.float32(depth)).resize((size[0] // 2, size[1] // 2), Image.Resampling.BICUBIC)
     return utils.to_uint8((image - np.min(image)) / np.ptp(image))
 
