@@ -384,7 +384,7 @@ def start_as_enlargement(pynet, level):
     Their only way in are few maps, of which a random start finds little in many iterations.
     """
     layer = keras.Model(pynet.input, pynet.outputs[level]).get_layer
-    doubled = np.outer((1, 1, 0), (1, 1, 0))[..., np.newaxis, np.newaxis]  # smoother kernels miss a pixel at the border
+    doubled = np.outer((1, 1, 0), (1, 1, 0))[..., np.newaxis, np.newaxis]  # a bilinear kernel mixes in 0 at the border
     upsampler, head = layer(f"level_{level}_upsampler"), layer(f"level_{level}_head")
     upsampling, kernel, identity = upsampler.kernel.numpy(), np.zeros(head.kernel.shape, np.float32), np.eye(3)
     if level == 2:  # colours and their negatives, of which the leaky ReLU lets one through and some of the other

@@ -152,7 +152,7 @@ def test_depth_map_is_bright_where_something_is_near():
 
 
 def test_depth_maps_are_as_soft_and_uneven_as_those_of_photos():
-    """Means over eight maps of EBB! photos: 18% of the area is flat, 7% black; slopes at the median, 90% and 98%."""
+    """Means over eight maps of EBB! photos: 18% of the area is flat, 7% black; slopes per pixel."""
     found = []
     for seed in range(8):
         random = np.random.default_rng(seed)
@@ -161,7 +161,7 @@ def test_depth_maps_are_as_soft_and_uneven_as_those_of_photos():
         slope = np.hypot(*np.gradient(scipy.ndimage.gaussian_filter(depth, 0.7)))
         found.append([np.mean(slope < 0.001), np.mean(depth < 0.1), *np.percentile(slope, [50, 90, 98])])
     flat, black, *slopes = np.mean(found, axis=0)
-    assert flat < 0.3 and black < 0.12
+    assert 0.1 < flat < 0.3 and 0.03 < black < 0.12
     np.testing.assert_allclose(slopes, [0.0022, 0.0069, 0.0235], rtol=0.4)
 
 

@@ -59,9 +59,9 @@ def main(argv):
     print(f"""
 All but the contact sheet is in {FOLDER}/.
 
-The photos in the upper rows were rendered by the small network of models/small/, whose training took two and a half
-hours. The crops below them are of the network that was trained just now, for {sum(SCHEDULE.values())} iterations (the
-paper: 260,000). Each level starts from the one before it and doubles the size. In so short a time levels 7 to 4 learn
+The photos in the upper rows were rendered by the small network of models/small/, whose README says how it was trained.
+The crops below them are of the network that was trained just now, for {sum(SCHEDULE.values())} iterations (the paper:
+260,000). Each level starts from the one before it and doubles the size. In so short a time levels 7 to 4 learn
 large shapes. Levels 3 to 1 begin as the photo, and have hardly learned to blur.""")
     return 0
 

@@ -216,14 +216,14 @@ def depth_map(layers, size, random):
     """Returns 1 / distance as a monocular depth network gives it, uint8 (height // 2, width // 2), 0-255.
 
     Such a network computes at a few hundred pixels a side. It loses what is thin, sees reliefs in what is flat, misses
-    edges or makes them soft, and knows neither scale nor gamma. How much of each: the maps have means, gradients and
-    spectra like those of EBB!, which MegaDepth made (arXiv:1804.00607).
+    edges or makes them soft, and knows neither scale nor gamma. How much of each follows eight maps of EBB! photos
+    by MegaDepth (arXiv:1804.00607): slopes, and how much is flat or black.
     """
     depth = np.zeros((1, size[1], size[0]))
     for layer in layers:
         part = np.broadcast_to(layer.depth, layer.rgba.shape[1:])
         if np.isscalar(layer.depth):
-            part = part * np.maximum(1 + random.uniform(0, 0.2) * _noise(part.shape, random, 2.0), 0)
+            part = part * (1 + random.uniform(0, 0.2) * _noise(part.shape, random, 2.0))
         (below,), (coverage, part) = _overlap(depth, np.stack([layer.rgba[3], part]), layer.left, layer.top)
         np.copyto(below, part, where=coverage > 0.5)
     depth = depth[0, 2::4, 2::4]
