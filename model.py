@@ -8,7 +8,6 @@ above and adds detail. Levels 2 and 1 only bring the result of level 3 to the si
 import contextlib
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
@@ -41,18 +40,15 @@ def build_pynet(height=None, width=None, seed=0, precision="float32", use_depth=
         statistics and heads, and so input and outputs, are float32 in each.
       use_depth: whether the input has the depth map. Only the kernels of the first convolution depend on it.
       width_multiplier: share of the paper's feature maps, 1 or less (width multiplier, arXiv:1704.04861).
-      kernel_start: "paper" (truncated normal, deviation 0.01), or "he": where no normalisation follows, He's deviation
-        (arXiv:1502.01852), and the first maps are the photo's colours, for `start_as_photo`.
+      kernel_start: "paper" (truncated normal, deviation 0.01), or "he": He's (arXiv:1502.01852) where no normalisation
+        follows. `support.starts` goes on from there.
     Returns a `PyNET`. Its input is float32 (images, height, width, 4), RGB and depth in [0, 1], or RGB alone. Its
     outputs are float32 (images, height / s, width / s, 3), s = 2^(level - 2), in (-0.08, 1.08).
     """
     name = "photo_and_depth" if use_depth else "photo"
     with _policy(precision):
         image = keras.Input((height, width, CHANNELS[use_depth]), name=name, dtype="float32")
-        pynet = _build(_Layers(seed, width_multiplier, kernel_start), image)
-    if kernel_start == "he" and seed is not None:
-        _pass_colours_on(pynet)
-    return pynet
+        return _build(_Layers(seed, width_multiplier, kernel_start), image)
 
 
 def network_for_level(pynet, level):
@@ -342,59 +338,3 @@ class InstanceNormalization(keras.layers.GroupNormalization):
     def _normalise(self, x, gamma, beta):
         return tf.raw_ops.FusedBatchNormV3(
             x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=self.epsilon, is_training=True).y
-
-
-# The start with kernel_start="he" ------------------------------------------------------------------------------------
-
-
-def _pass_colours_on(pynet):
-    """Makes the colours of the photo the first three maps of the encoder's first block, e1."""
-    layer, channels = keras.Model(pynet.input, pynet.outputs[7]).get_layer, pynet.input.shape[-1]
-    _pass_on(layer("encoder_1_3x3_conv_1"), np.tile(np.eye(channels, 3), (4, 1)) / 4)  # the mean of each 2x2 square
-    _pass_on(layer("encoder_1_3x3_conv_2"), np.eye(3))
-
-
-def start_as_photo(pynet):
-    """Lets level 3 begin as the photo, where e1 has its colours: block j and the head pass them on.
-
-    From a random start, level 3 learns brightness first, then blue against orange, and red against green much later.
-    """
-    layer = keras.Model(pynet.input, pynet.outputs[3]).get_layer
-    e1 = layer("encoder_1_3x3_conv_1")
-    shares = e1.kernel.numpy()[1, 1, :, :3].reshape(4, -1, 3).sum(0)  # of the photo's channels in the maps
-    if np.diag(shares).min() < 0.5:  # level 7 began with kernel_start="paper"
-        return
-    _pass_on(layer("level_3_j_3x3_conv_1"), np.eye(3), first_input=-e1.filters)  # e1 is the last input of block j
-    _pass_on(layer("level_3_j_3x3_conv_2"), np.eye(3))
-    _pass_on(layer("level_3_head"), 2 * np.eye(3), bias=-1)  # 0.58 tanh(2 x - 1) + 0.5 is nearly x
-
-
-def _pass_on(convolution, weights, first_input=0, bias=0):
-    """Leaves a tenth of a convolution's first three kernels, and adds `weights`, (inputs, 3), to their centre."""
-    kernel, biases = convolution.get_weights()
-    kernel[..., :3] *= 0.1
-    kernel[1, 1, first_input:, :3][:len(weights)] += weights
-    biases[:3] = bias
-    convolution.set_weights([kernel, biases])
-
-
-def start_as_enlargement(pynet, level):
-    """Sets the variables of level 2 or 1 so that it shows the image of the level above it, enlarged, from the start.
-
-    Their only way in are few maps, of which a random start finds little in many iterations.
-    """
-    layer = keras.Model(pynet.input, pynet.outputs[level]).get_layer
-    doubled = np.outer((1, 1, 0), (1, 1, 0))[..., np.newaxis, np.newaxis]  # a bilinear kernel mixes in 0 at the border
-    upsampler, head = layer(f"level_{level}_upsampler"), layer(f"level_{level}_head")
-    upsampling, kernel, identity = upsampler.kernel.numpy(), np.zeros(head.kernel.shape, np.float32), np.eye(3)
-    if level == 2:  # colours and their negatives, of which the leaky ReLU lets one through and some of the other
-        above, bias = keras.Model(pynet.input, pynet.outputs[3]).get_layer("level_3_head").get_weights()
-        colours = np.transpose(np.sum(above, (0, 1)))  # three maps x maps of level 3
-        upsampling[:, :, :6] = doubled * np.concatenate([colours, -colours])
-        kernel[1, 1, :6] = np.concatenate([identity, -identity]) / (1 + LEAKY_RELU_SLOPE)
-    else:  # the colours themselves, raised above 0 so that the leaky ReLU changes nothing
-        raised = np.full(3, 1.5, np.float32)  # black and white are -1.3 and 1.3
-        layer("level_2_head").bias.assign_add(raised)
-        upsampling, kernel[1, 1], bias = doubled * identity, identity, -raised
-    upsampler.kernel.assign(upsampling)
-    head.set_weights([kernel, bias])

@@ -22,6 +22,7 @@ LOSS_WEIGHTS = {  # of the terms (section 3.3 of the paper, with the weights of 
     **dict.fromkeys((7, 6, 5, 4, 3, 2), {"l1": 100.0}),
     1: {"l1": 10.0, "content": 0.1, "ssim": 10.0},
 }
+FROZEN_WITH_HE_START = dict.fromkeys((7, 6, 5, 4, 3), ("encoder_1_",))  # the input; else its detail is worn away
 ADAM_BETA_1, ADAM_BETA_2, ADAM_EPSILON = 0.9, 0.999, 1e-8
 VISUAL_CROPS = 7
 
@@ -138,12 +139,13 @@ class Adam:
                 lr=learning_rate, beta1=beta_1, beta2=beta_2, epsilon=epsilon, grad=gradient)
 
 
-def trained_variables(network):
+def trained_variables(network, frozen=()):
     """Returns the tf.Variables that an update moves: all that the output depends on, the upper levels' too.
 
-    To freeze levels, leave out layers by their names, such as "level_7_a_3x3_conv_1" or "encoder_1_3x3_conv_1".
+    frozen: how the names of layers begin that are left out, such as "level_7_" or "encoder_1_".
     """
-    return [weight.value for layer in network.layers for weight in layer.trainable_weights]
+    return [weight.value for layer in network.layers if not layer.name.startswith(tuple(frozen))
+            for weight in layer.trainable_weights]
 
 
 def differentiate(network, level, vgg19, variables, inputs, targets, weight=1.0):
@@ -219,14 +221,15 @@ def train(settings, worker, run, weights, before, vgg_file, train_pairs, test_pa
         pynet = model.build_pynet(patch_size, patch_size, None if before else settings.seed, settings.precision,
                                   settings.use_depth, float(settings.width), settings.kernel_start)
         network = model.network_for_level(pynet, level)
-        optimizer = Adam(trained_variables(network))
+        frozen = FROZEN_WITH_HE_START.get(level, ()) if settings.kernel_start == "he" else ()
+        optimizer = Adam(trained_variables(network, frozen))
     code = {"commit": training_log.commit(), "loss_weights": str(LOSS_WEIGHTS[level])}
     saver = runs.Saver(settings, worker, run, pynet.variables, optimizer.slots(pynet.variables), train_pairs, code)
     if before:
         checkpoints.restore_checkpoint(saver.state, weights)
         runs.note_changes(settings, before, train_pairs, code)
-    elif weights:
-        start_from_level_above(pynet, weights, settings)
+    else:
+        start_level(pynet, weights, settings)
     devices.check_agreement(strategy, worker, runs.shared_by_workers(settings, run, weights, train_pairs))
 
     division = devices.divide_batch(settings.batch_size, settings.micro_batch, strategy, worker)
@@ -274,17 +277,17 @@ def train(settings, worker, run, weights, before, vgg_file, train_pairs, test_pa
     return 128 + stop.received if stop.received else 0
 
 
-def start_from_level_above(pynet, prefix, settings):
+def start_level(pynet, prefix, settings):
     """Restores what level N+1 has trained, and nothing else: a level can be changed without training those above again.
 
-    The rest keeps its random start. With He's start, level 3 begins as the photo, 2 and 1 as enlargements of level N+1.
+    The rest keeps its random start, but for what He's start says. `prefix` is None for level 7.
     """
     import model
-    checkpoints.restore_checkpoint(model.variables_of_level(pynet, settings.level + 1), prefix)
-    if settings.kernel_start == "he" and settings.level == 3:
-        model.start_as_photo(pynet)
-    elif settings.kernel_start == "he" and settings.level <= 2:
-        model.start_as_enlargement(pynet, settings.level)
+    from support import starts
+    if prefix:
+        checkpoints.restore_checkpoint(model.variables_of_level(pynet, settings.level + 1), prefix)
+    if settings.kernel_start == "he":
+        starts.begin_level(pynet, settings.level)
 
 
 # How a level is evaluated --------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
 
 import model
 
@@ -298,8 +297,6 @@ def test_he_start_gives_kernels_that_no_normalisation_follows_the_deviation_of_t
     from_the_paper = kernels(paper_start)
     compared = 0
     for name, kernel in kernels(small_pynet).items():
-        if name.startswith("encoder_1"):
-            kernel = kernel[..., 3:]  # the others pass the photo's colours on
         if re.match("encoder_1|level_3_[a-j]|.*(head|upsampler)", name):
             inputs = kernel[..., 0, :].size / 4 if "upsampler" in name else kernel[..., 0].size
             deviation = (0.21 if "head" in name else 0.7) * np.sqrt(2 / 1.04 / inputs)
@@ -308,67 +305,3 @@ def test_he_start_gives_kernels_that_no_normalisation_follows_the_deviation_of_t
         else:
             assert kernel.std() == pytest.approx(from_the_paper[name].std(), rel=5 / np.sqrt(2 * kernel.size)), name
     assert compared > 50
-
-
-def level_3_and_photo(pynet, use_depth=True):
-    """The output of level 3, and the photo in its size."""
-    few_pixels = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
-    photo = np.asarray(Image.fromarray(few_pixels).resize((64, 64), Image.Resampling.BICUBIC), np.float32) / 255
-    inputs = np.dstack([photo, np.full((64, 64), 0.5, np.float32)]) if use_depth else photo
-    output = model.network_for_level(pynet, 3)(inputs[np.newaxis])[0].numpy()
-    return output, photo.reshape(32, 2, 32, 2, 3).mean((1, 3))
-
-
-@pytest.mark.parametrize("width, use_depth", [(1, True), (0.25, True), (0.125, False)])
-def test_with_he_start_level_3_begins_as_the_photo(width, use_depth):
-    pynet = model.build_pynet(64, 64, seed=1, use_depth=use_depth, width_multiplier=width, kernel_start="he")
-    model.start_as_photo(pynet)
-    output, photo = level_3_and_photo(pynet, use_depth)
-    assert np.mean((output - photo) ** 2) < 0.03
-    for channel in range(3):
-        assert np.corrcoef(output[..., channel].ravel(), photo[..., channel].ravel())[0, 1] > 0.9
-
-
-def test_level_3_keeps_its_random_start_above_levels_that_began_as_in_the_paper():
-    pynet = model.build_pynet(64, 64, seed=1, width_multiplier=0.125)
-    before, _ = level_3_and_photo(pynet)
-    model.start_as_photo(pynet)
-    np.testing.assert_array_equal(level_3_and_photo(pynet)[0], before)
-
-
-# Levels 2 and 1 as enlargements of the level above -------------------------------------------------------------------
-
-
-def enlarged(image):
-    """Twice as large, also at the border: each pixel becomes a square of four."""
-    return np.repeat(np.repeat(image, 2, 1), 2, 2)
-
-
-def before_tanh(pynet, level):
-    head = keras.Model(pynet.input, pynet.outputs[level]).get_layer(f"level_{level}_head")
-    return keras.Model(pynet.input, head.output)
-
-
-@pytest.fixture
-def pynet_to_start():
-    return model.build_pynet(64, 96, seed=2, width_multiplier=0.125, kernel_start="he")
-
-
-def test_level_2_starts_as_the_enlarged_image_of_level_3(pynet_to_start, images):
-    """Exactly where level 3's head looks at one pixel, as here; else it misses the head's small blur."""
-    head = keras.Model(pynet_to_start.input, pynet_to_start.outputs[3]).get_layer("level_3_head")
-    kernel = np.zeros(head.kernel.shape, np.float32)
-    kernel[1, 1] = np.random.default_rng(0).normal(0, 0.5, kernel.shape[2:])
-    head.set_weights([kernel, np.float32([0.1, -0.2, 0.3])])
-    model.start_as_enlargement(pynet_to_start, 2)
-    level_3, level_2 = (before_tanh(pynet_to_start, level)(images).numpy() for level in (3, 2))
-    assert level_3.std() > 0.01 and np.any(level_3 < 0) and np.any(level_3 > 0)
-    np.testing.assert_allclose(level_2, enlarged(level_3), rtol=0, atol=1e-5)
-
-
-def test_level_1_starts_as_the_enlarged_image_of_level_2(pynet_to_start, images):
-    level_2 = before_tanh(pynet_to_start, 2)(images).numpy()
-    model.start_as_enlargement(pynet_to_start, 1)
-    output = model.network_for_level(pynet_to_start, 1)(images)
-    expected = 0.58 * np.tanh(enlarged(level_2)) + 0.5
-    np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5)

@@ -17,7 +17,7 @@ import model
 import test_model
 import train_model
 import utils
-from support import checkpoints, devices
+from support import checkpoints, devices, starts
 
 ADAM_TOLERANCE = 3e-5  # relative: in float32 1 - 0.999 is 5e-5 off, of which the root halves the effect
 
@@ -250,28 +250,38 @@ def test_a_checkpoint_of_another_network_is_refused_for_testing_and_resuming_by_
 def test_what_the_level_above_has_not_trained_keeps_its_random_start(small_checkpoint, small_pynet):
     pynet = model.build_pynet(64, 64, seed=5, width_multiplier=0.125)
     start = {name: variable.numpy() for name, variable in pynet.variables.items()}
-    train_model.start_from_level_above(pynet, small_checkpoint, types.SimpleNamespace(level=2, kernel_start="paper"))
+    train_model.start_level(pynet, small_checkpoint, types.SimpleNamespace(level=2, kernel_start="paper"))
     above = model.variables_of_level(pynet, 3)
     for name, variable in pynet.variables.items():
         np.testing.assert_array_equal(variable, small_pynet.variables[name] if name in above else start[name])
 
 
-def test_with_he_start_levels_3_to_1_begin_as_the_photo_or_the_restored_level_above(
-        small_checkpoint, small_pynet, monkeypatch):
-    pynet, enlarged = model.build_pynet(64, 64, seed=5, width_multiplier=0.125, kernel_start="he"), []
-    above = model.variables_of_level(small_pynet, 4)
+@pytest.mark.parametrize("level", [7, 4, 3, 2, 1])
+def test_he_start_goes_on_from_the_restored_level_above(level, small_checkpoint, small_pynet, monkeypatch):
+    pynet, begun = model.build_pynet(64, 64, seed=5, width_multiplier=0.125, kernel_start="he"), []
+    above = model.variables_of_level(small_pynet, level + 1) if level < 7 else {}
 
-    def enlarge(pynet, level):
+    def begin_level(pynet, level):
         assert all(np.array_equal(pynet.variables[name], variable) for name, variable in above.items())
-        enlarged.append(level)
+        begun.append(level)
 
-    monkeypatch.setattr(model, "start_as_enlargement", enlarge)
-    monkeypatch.setattr(model, "start_as_photo", lambda pynet: enlarge(pynet, "photo"))
-    for level in (4, 3, 2, 1):
-        for kernel_start in ("paper", "he"):
-            settings = types.SimpleNamespace(level=level, kernel_start=kernel_start)
-            train_model.start_from_level_above(pynet, small_checkpoint, settings)
-    assert enlarged == ["photo", 2, 1]
+    monkeypatch.setattr(starts, "begin_level", begin_level)
+    for kernel_start in ("paper", "he"):
+        settings = types.SimpleNamespace(level=level, kernel_start=kernel_start)
+        train_model.start_level(pynet, small_checkpoint if above else None, settings)
+    assert begun == [level]
+
+
+@pytest.mark.parametrize("level, kernel_start, is_trained", [(3, "he", False), (3, "paper", True), (2, "he", True)])
+def test_with_he_start_levels_7_to_3_leave_the_encoders_first_block_as_it_is(
+        level, kernel_start, is_trained, training, small_checkpoint, small_pynet, link_checkpoint):
+    link_checkpoint(small_checkpoint, checkpoints.checkpoint_prefix(level + 1, 9))
+    done = training(f"level={level}", f"kernel_start={kernel_start}", "num_train_iters=1")
+    assert done.status == 0, done.err
+    found = stored(level, 1)
+    moved = {name: not np.array_equal(found[name], small_pynet.variables[name]) for name in small_pynet.variables}
+    assert [moved["generator/Variable" + suffix] for suffix in ("", "_1", "_2", "_3")] == [is_trained] * 4
+    assert moved["generator/Variable_4"]  # of the next block
 
 
 # Visual crops --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,95 @@
+"""How do levels begin with kernel_start="he"? Not at random, but as what they should not have to learn.
+
+A network learns brightness first, then blue against orange, and red against green last; and levels 2 and 1 find little
+of the photo's detail in the few maps that reach them. docs/training.md has the trials.
+"""
+
+import numpy as np
+from tensorflow import keras
+
+import model
+
+BRIGHTNESS_MAPS = 4  # one for each pixel of the 2x2 square that the first block sees as one
+
+
+def begin_level(pynet, level):
+    """Sets layers that `level` trains first, once the levels above it are restored. Levels 6 to 4 begin at random."""
+    get_layer = keras.Model(pynet.input, list(pynet.outputs.values())).get_layer
+    begin = {7: _begin_as_input, 3: _begin_as_photo, 2: _begin_as_sharp_level_3, 1: _begin_as_level_2}.get(level)
+    if begin:
+        begin(get_layer, pynet.input.shape[-1])
+
+
+def _begin_as_input(get_layer, channels):
+    """The first block, e1, has these maps: mean colours and depth of each 2x2 square, and brightness of each pixel."""
+    first, second = _block(get_layer, "encoder_1")
+    maps = np.zeros((4, channels, channels + BRIGHTNESS_MAPS))  # of the square's pixels and their channels
+    maps[..., :channels] = np.eye(channels) / 4
+    maps[range(4), :3, range(channels, channels + BRIGHTNESS_MAPS)] = 1 / 3
+    _pass_on(first, maps.reshape(4 * channels, -1)[:, :first.filters], rest=0)
+    _pass_on(second, np.eye(first.filters, channels + BRIGHTNESS_MAPS)[:, :first.filters], rest=0)
+
+
+def _begin_as_photo(get_layer, channels):
+    """Level 3: its last block, j, and the head pass the first block's maps on."""
+    if not _shows_input(get_layer):
+        return
+    first, second = _block(get_layer, "level_3_j")
+    inputs, passed = first.kernel.shape[2], min(channels + BRIGHTNESS_MAPS, first.filters)
+    _pass_on(first, np.eye(inputs, passed, first.filters - inputs))  # the last inputs are e1
+    _pass_on(second, np.eye(first.filters, passed))
+    _pass_on(get_layer("level_3_head"), 2 * np.eye(first.filters, 3), bias=-1)  # 0.58 tanh(2 x - 1) + 0.5 is nearly x
+
+
+def _begin_as_sharp_level_3(get_layer, channels):
+    """Level 2: what level 3 shows, enlarged, and how the brightness of each pixel differs from the mean of its square.
+
+    Block j passes the brightness on, in maps of which level 3 has made little.
+    """
+    above, bias = get_layer("level_3_head").get_weights()
+    shown = np.tile(np.transpose(np.sum(above, (0, 1))), (2, 2, 1, 1))  # pixels of the square, colours, maps of j
+    first, second = _block(get_layer, "level_3_j")
+    if _shows_input(get_layer) and first.filters >= channels + BRIGHTNESS_MAPS:
+        inputs, maps = first.kernel.shape[2], slice(channels, channels + BRIGHTNESS_MAPS)
+        _pass_on(first, np.eye(inputs, BRIGHTNESS_MAPS, first.filters - inputs - channels), channels, rest=0)
+        kernel = second.kernel.numpy()
+        kernel[:, :, maps] = 0  # no other map is made from them
+        second.kernel.assign(kernel)
+        _pass_on(second, np.eye(first.filters, BRIGHTNESS_MAPS, -channels), channels, rest=0)
+        shown[..., maps] = 2 * (np.eye(4) - 1 / 4).reshape(2, 2, 1, 4)  # 2, because 2 x - 1 is shown
+    upsampler, head = get_layer("level_2_upsampler"), get_layer("level_2_head")
+    upsampling, kernel = upsampler.kernel.numpy(), np.zeros(head.kernel.shape, np.float32)
+    upsampling[:, :, :6] = 0  # a bilinear kernel would mix in 0 at the border
+    upsampling[:2, :2, :6] = np.concatenate([shown, -shown], 2)  # the leaky ReLU lets one of the two through
+    kernel[1, 1, :6] = np.concatenate([np.eye(3), -np.eye(3)]) / (1 + model.LEAKY_RELU_SLOPE)  # and some of the other
+    upsampler.kernel.assign(upsampling)
+    head.set_weights([kernel, bias])
+
+
+def _begin_as_level_2(get_layer, channels):
+    """Level 1: what level 2 shows, enlarged. Its maps are raised above 0, so that the leaky ReLU changes nothing."""
+    raised = np.full(3, 1.5, np.float32)  # black and white are -1.3 and 1.3
+    get_layer("level_2_head").bias.assign_add(raised)
+    upsampling, kernel = np.zeros((3, 3, 3, 3), np.float32), np.zeros((3, 3, 3, 3), np.float32)
+    upsampling[:2, :2] = kernel[1, 1] = np.eye(3)
+    get_layer("level_1_upsampler").kernel.assign(upsampling)
+    get_layer("level_1_head").set_weights([kernel, -raised])
+
+
+def _block(get_layer, name):
+    return get_layer(f"{name}_3x3_conv_1"), get_layer(f"{name}_3x3_conv_2")
+
+
+def _shows_input(get_layer):
+    """Whether level 7 began with kernel_start="he": levels 7 to 3 do not train the first block then."""
+    return np.diag(get_layer("encoder_1_3x3_conv_1").kernel[1, 1])[:3].min() > 0.1
+
+
+def _pass_on(convolution, weights, first_map=0, bias=0, rest=0.1):
+    """Leaves the share `rest` of some maps' kernels, and adds `weights`, (inputs, maps), to their centre."""
+    kernel, biases = convolution.get_weights()
+    maps = slice(first_map, first_map + weights.shape[1])
+    kernel[..., maps] *= rest
+    kernel[1, 1, :, maps] += weights
+    biases[maps] = bias
+    convolution.set_weights([kernel, biases])
