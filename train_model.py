@@ -22,7 +22,6 @@ LOSS_WEIGHTS = {  # of the terms (section 3.3 of the paper, with the weights of 
     **dict.fromkeys((7, 6, 5, 4, 3, 2), {"l1": 100.0}),
     1: {"l1": 10.0, "content": 0.1, "ssim": 10.0},
 }
-FROZEN_WITH_HE_START = dict.fromkeys((7, 6, 5, 4, 3), ("encoder_1_",))  # the input; else its detail is worn away
 ADAM_BETA_1, ADAM_BETA_2, ADAM_EPSILON = 0.9, 0.999, 1e-8
 VISUAL_CROPS = 7
 
@@ -142,9 +141,9 @@ class Adam:
 def trained_variables(network, frozen=()):
     """Returns the tf.Variables that an update moves: all that the output depends on, the upper levels' too.
 
-    frozen: how the names of layers begin that are left out, such as "level_7_" or "encoder_1_".
+    frozen: how the names of layers begin that are left out, a string or a tuple, such as "level_7_" or "encoder_1_".
     """
-    return [weight.value for layer in network.layers if not layer.name.startswith(tuple(frozen))
+    return [weight.value for layer in network.layers if not layer.name.startswith(frozen)
             for weight in layer.trainable_weights]
 
 
@@ -214,6 +213,7 @@ def train(settings, worker, run, weights, before, vgg_file, train_pairs, test_pa
     """
     import model  # here, because they import TensorFlow at their top
     import vgg
+    from support import starts
     level, patch_size = settings.level, settings.patch_size
     strategy = devices.choose_strategy(worker)  # before anything is computed
     vgg19 = vgg.load_vgg19(vgg_file) if vgg_file else None  # before the network, because the file may be wrong
@@ -221,15 +221,16 @@ def train(settings, worker, run, weights, before, vgg_file, train_pairs, test_pa
         pynet = model.build_pynet(patch_size, patch_size, None if before else settings.seed, settings.precision,
                                   settings.use_depth, float(settings.width), settings.kernel_start)
         network = model.network_for_level(pynet, level)
-        frozen = FROZEN_WITH_HE_START.get(level, ()) if settings.kernel_start == "he" else ()
-        optimizer = Adam(trained_variables(network, frozen))
+        if before:
+            checkpoints.restore_checkpoint(pynet.variables, weights)
+        else:
+            start_level(pynet, weights, settings)
+        optimizer = Adam(trained_variables(network, starts.frozen_layers(pynet, level)))
     code = {"commit": training_log.commit(), "loss_weights": str(LOSS_WEIGHTS[level])}
     saver = runs.Saver(settings, worker, run, pynet.variables, optimizer.slots(pynet.variables), train_pairs, code)
     if before:
         checkpoints.restore_checkpoint(saver.state, weights)
         runs.note_changes(settings, before, train_pairs, code)
-    else:
-        start_level(pynet, weights, settings)
     devices.check_agreement(strategy, worker, runs.shared_by_workers(settings, run, weights, train_pairs))
 
     division = devices.divide_batch(settings.batch_size, settings.micro_batch, strategy, worker)

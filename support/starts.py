@@ -1,4 +1,4 @@
-"""How do levels begin with kernel_start="he"? Not at random, but as what they should not have to learn.
+"""What do levels begin with under kernel_start="he", beside random kernels? With what is tedious to learn.
 
 A network learns brightness first, then blue against orange, and red against green last; and levels 2 and 1 find little
 of the photo's detail in the few maps that reach them. docs/training.md has the trials.
@@ -13,26 +13,45 @@ BRIGHTNESS_MAPS = 4  # one for each pixel of the 2x2 square that the first block
 
 
 def begin_level(pynet, level):
-    """Sets layers that `level` trains first, once the levels above it are restored. Levels 6 to 4 begin at random."""
-    get_layer = keras.Model(pynet.input, list(pynet.outputs.values())).get_layer
+    """Sets what `level` begins with, once the levels above it are restored. Levels 6 to 4 begin at random."""
     begin = {7: _begin_as_input, 3: _begin_as_photo, 2: _begin_as_sharp_level_3, 1: _begin_as_level_2}.get(level)
     if begin:
-        begin(get_layer, pynet.input.shape[-1])
+        begin(_layers(pynet), pynet.input.shape[-1])
+
+
+def frozen_layers(pynet, level):
+    """Returns how the names of the layers begin that `level` leaves as they are, a tuple.
+
+    A first block that began as the input is trained from level 2 on. Before, it would lose the photo's detail.
+    """
+    return ("encoder_1_",) if level > 2 and _shows_input(_layers(pynet), pynet.input.shape[-1]) else ()
 
 
 def _begin_as_input(get_layer, channels):
-    """The first block, e1, has these maps: mean colours and depth of each 2x2 square, and brightness of each pixel."""
-    first, second = _block(get_layer, "encoder_1")
-    maps = np.zeros((4, channels, channels + BRIGHTNESS_MAPS))  # of the square's pixels and their channels
-    maps[..., :channels] = np.eye(channels) / 4
-    maps[range(4), :3, range(channels, channels + BRIGHTNESS_MAPS)] = 1 / 3
-    _pass_on(first, maps.reshape(4 * channels, -1)[:, :first.filters], rest=0)
-    _pass_on(second, np.eye(first.filters, channels + BRIGHTNESS_MAPS)[:, :first.filters], rest=0)
+    """Level 7: the first block, e1, shows mean colours and depth of each 2x2 square, and each pixel's brightness."""
+    for convolution, weights in zip(_block(get_layer, "encoder_1"), _input_weights(get_layer, channels), strict=True):
+        _pass_on(convolution, weights, rest=0)
+
+
+def _shows_input(get_layer, channels):
+    """Whether the first block is still as it began."""
+    pairs = zip(_block(get_layer, "encoder_1"), _input_weights(get_layer, channels), strict=True)
+    return all(np.allclose(convolution.kernel[..., :weights.shape[1]], _at_centre(weights), rtol=0, atol=1e-6)
+               for convolution, weights in pairs)
+
+
+def _input_weights(get_layer, channels):
+    """Returns the centres of the first block's two kernels where it is the input, each (inputs, maps)."""
+    filters, maps = get_layer("encoder_1_3x3_conv_1").filters, channels + BRIGHTNESS_MAPS
+    weights = np.zeros((4, channels, maps))  # of the square's pixels and their channels
+    weights[..., :channels] = np.eye(channels) / 4
+    weights[range(4), :3, range(channels, maps)] = 1 / 3
+    return weights.reshape(4 * channels, maps)[:, :filters], np.eye(filters, min(maps, filters))
 
 
 def _begin_as_photo(get_layer, channels):
     """Level 3: its last block, j, and the head pass the first block's maps on."""
-    if not _shows_input(get_layer):
+    if not _shows_input(get_layer, channels):
         return
     first, second = _block(get_layer, "level_3_j")
     inputs, passed = first.kernel.shape[2], min(channels + BRIGHTNESS_MAPS, first.filters)
@@ -44,12 +63,12 @@ def _begin_as_photo(get_layer, channels):
 def _begin_as_sharp_level_3(get_layer, channels):
     """Level 2: what level 3 shows, enlarged, and how the brightness of each pixel differs from the mean of its square.
 
-    Block j passes the brightness on, in maps of which level 3 has made little.
+    Block j passes the brightness on in four of its maps. What level 3 has made of these is given up.
     """
     above, bias = get_layer("level_3_head").get_weights()
     shown = np.tile(np.transpose(np.sum(above, (0, 1))), (2, 2, 1, 1))  # pixels of the square, colours, maps of j
     first, second = _block(get_layer, "level_3_j")
-    if _shows_input(get_layer) and first.filters >= channels + BRIGHTNESS_MAPS:
+    if _shows_input(get_layer, channels) and first.filters >= channels + BRIGHTNESS_MAPS:
         inputs, maps = first.kernel.shape[2], slice(channels, channels + BRIGHTNESS_MAPS)
         _pass_on(first, np.eye(inputs, BRIGHTNESS_MAPS, first.filters - inputs - channels), channels, rest=0)
         kernel = second.kernel.numpy()
@@ -76,20 +95,24 @@ def _begin_as_level_2(get_layer, channels):
     get_layer("level_1_head").set_weights([kernel, -raised])
 
 
+def _layers(pynet):
+    return keras.Model(pynet.input, list(pynet.outputs.values())).get_layer
+
+
 def _block(get_layer, name):
     return get_layer(f"{name}_3x3_conv_1"), get_layer(f"{name}_3x3_conv_2")
-
-
-def _shows_input(get_layer):
-    """Whether level 7 began with kernel_start="he": levels 7 to 3 do not train the first block then."""
-    return np.diag(get_layer("encoder_1_3x3_conv_1").kernel[1, 1])[:3].min() > 0.1
 
 
 def _pass_on(convolution, weights, first_map=0, bias=0, rest=0.1):
     """Leaves the share `rest` of some maps' kernels, and adds `weights`, (inputs, maps), to their centre."""
     kernel, biases = convolution.get_weights()
     maps = slice(first_map, first_map + weights.shape[1])
-    kernel[..., maps] *= rest
-    kernel[1, 1, :, maps] += weights
+    kernel[..., maps] = rest * kernel[..., maps] + _at_centre(weights)
     biases[maps] = bias
     convolution.set_weights([kernel, biases])
+
+
+def _at_centre(weights):
+    kernel = np.zeros((3, 3, *weights.shape))
+    kernel[1, 1] = weights
+    return kernel

@@ -266,22 +266,39 @@ def test_he_start_goes_on_from_the_restored_level_above(level, small_checkpoint,
         begun.append(level)
 
     monkeypatch.setattr(starts, "begin_level", begin_level)
-    for kernel_start in ("paper", "he"):
+    for kernel_start in ("he", "paper"):
         settings = types.SimpleNamespace(level=level, kernel_start=kernel_start)
         train_model.start_level(pynet, small_checkpoint if above else None, settings)
     assert begun == [level]
 
 
-@pytest.mark.parametrize("level, kernel_start, is_trained", [(3, "he", False), (3, "paper", True), (2, "he", True)])
-def test_with_he_start_levels_7_to_3_leave_the_encoders_first_block_as_it_is(
-        level, kernel_start, is_trained, training, small_checkpoint, small_pynet, link_checkpoint):
-    link_checkpoint(small_checkpoint, checkpoints.checkpoint_prefix(level + 1, 9))
-    done = training(f"level={level}", f"kernel_start={kernel_start}", "num_train_iters=1")
-    assert done.status == 0, done.err
-    found = stored(level, 1)
-    moved = {name: not np.array_equal(found[name], small_pynet.variables[name]) for name in small_pynet.variables}
-    assert [moved["generator/Variable" + suffix] for suffix in ("", "_1", "_2", "_3")] == [is_trained] * 4
-    assert moved["generator/Variable_4"]  # of the next block
+@pytest.mark.parametrize("level, begins_as_input, is_trained", [(7, True, False), (3, True, False), (3, False, True),
+                                                               (2, True, True)])
+def test_a_first_block_that_began_as_the_input_is_trained_from_level_2_on(level, begins_as_input, is_trained):
+    pynet = model.build_pynet(64, 64, seed=5, width_multiplier=0.125, kernel_start="he")
+    if begins_as_input:
+        starts.begin_level(pynet, 7)
+    network = model.network_for_level(pynet, level)
+    trained = {id(variable) for variable in train_model.trained_variables(network, starts.frozen_layers(pynet, level))}
+    found = {name for name, variable in pynet.variables.items() if id(variable) in trained}
+    first_block = {"generator/Variable" + suffix for suffix in ("", "_1", "_2", "_3")}
+    everything = {id(variable) for variable in train_model.trained_variables(network)}
+    expected = {name for name, variable in pynet.variables.items() if id(variable) in everything}
+    assert found == (expected if is_trained else expected - first_block) and first_block < expected
+
+
+def test_levels_7_and_6_leave_the_first_block_as_the_input_also_when_they_are_resumed(training):
+    first_block = ["generator/Variable" + suffix for suffix in ("", "_1", "_2", "_3")]
+    expected = model.build_pynet(seed=0, width_multiplier=0.125, kernel_start="he")
+    starts.begin_level(expected, 7)
+    for arguments in (["level=7", "num_train_iters=1"], ["level=7", "resume=true", "num_train_iters=2"],
+                      ["level=6", "kernel_start=paper", "num_train_iters=2"]):
+        done = training(*arguments)
+        assert done.status == 0, done.err
+    found = stored(6, 2)
+    for name in first_block:
+        np.testing.assert_array_equal(found[name], expected.variables[name])
+    assert not np.array_equal(found["generator/Variable_4"], expected.variables["generator/Variable_4"])
 
 
 # Visual crops --------------------------------------------------------------------------------------------------------
