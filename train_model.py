@@ -14,7 +14,7 @@ from PIL import Image
 
 import load_dataset
 import utils
-from support import checkpoints, devices, runs, training_log
+from support import checkpoints, devices, runs, starts, training_log
 from utils import DataError, Parameter, UsageError, tf
 
 DEFAULT_ITERATIONS = {7: 5000, 6: 5000, 5: 20000, 4: 20000, 3: 30000, 2: 80000, 1: 100000}  # the paper's schedule
@@ -213,7 +213,6 @@ def train(settings, worker, run, weights, before, vgg_file, train_pairs, test_pa
     """
     import model  # here, because they import TensorFlow at their top
     import vgg
-    from support import starts
     level, patch_size = settings.level, settings.patch_size
     strategy = devices.choose_strategy(worker)  # before anything is computed
     vgg19 = vgg.load_vgg19(vgg_file) if vgg_file else None  # before the network, because the file may be wrong
@@ -284,7 +283,6 @@ def start_level(pynet, prefix, settings):
     The rest keeps its random start, but for what He's start says. `prefix` is None for level 7.
     """
     import model
-    from support import starts
     if prefix:
         checkpoints.restore_checkpoint(model.variables_of_level(pynet, settings.level + 1), prefix)
     if settings.kernel_start == "he":

@@ -5,9 +5,8 @@ of the photo's detail in the few maps that reach them. docs/training.md has the 
 """
 
 import numpy as np
-from tensorflow import keras
 
-import model
+from utils import tf
 
 BRIGHTNESS_MAPS = 4  # one for each pixel of the 2x2 square that the first block sees as one
 
@@ -65,6 +64,7 @@ def _begin_as_sharp_level_3(get_layer, channels):
 
     Block j passes the brightness on in four of its maps. What level 3 has made of these is given up.
     """
+    import model  # here, because it imports TensorFlow at its top
     above, bias = get_layer("level_3_head").get_weights()
     shown = np.tile(np.transpose(np.sum(above, (0, 1))), (2, 2, 1, 1))  # pixels of the square, colours, maps of j
     first, second = _block(get_layer, "level_3_j")
@@ -96,7 +96,7 @@ def _begin_as_level_2(get_layer, channels):
 
 
 def _layers(pynet):
-    return keras.Model(pynet.input, list(pynet.outputs.values())).get_layer
+    return tf.keras.Model(pynet.input, list(pynet.outputs.values())).get_layer
 
 
 def _block(get_layer, name):
