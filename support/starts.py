@@ -1,4 +1,4 @@
-"""What do levels begin with under kernel_start="he", beside random kernels? With what is tedious to learn.
+"""What do levels begin with under kernel_start="he", besides random kernels? What is tedious to learn.
 
 A network learns brightness first, then blue against orange, and red against green last; and levels 2 and 1 find little
 of the photo's detail in the few maps that reach them. docs/training.md has the trials.
@@ -19,9 +19,9 @@ def begin_level(pynet, level):
 
 
 def frozen_layers(pynet, level):
-    """Returns how the names of the layers begin that `level` leaves as they are, a tuple.
+    """Returns the prefixes of the names of the layers that `level` does not train, a tuple.
 
-    A first block that began as the input is trained from level 2 on. Before, it would lose the photo's detail.
+    A first block that began as the input is trained at levels 2 and 1; before, it would lose the photo's detail.
     """
     return ("encoder_1_",) if level > 2 and _shows_input(_layers(pynet), pynet.input.shape[-1]) else ()
 
@@ -62,7 +62,7 @@ def _begin_as_photo(get_layer, channels):
 def _begin_as_sharp_level_3(get_layer, channels):
     """Level 2: what level 3 shows, enlarged, and how the brightness of each pixel differs from the mean of its square.
 
-    Block j passes the brightness on in four of its maps. What level 3 has made of these is given up.
+    Block j passes the brightness on in four of its maps. What level 3 had learned in these is discarded.
     """
     import model  # here, because it imports TensorFlow at its top
     above, bias = get_layer("level_3_head").get_weights()
