@@ -225,10 +225,11 @@ def train(settings, worker, run, weights, before, vgg_file, train_pairs, test_pa
         else:
             start_level(pynet, weights, settings)
         optimizer = Adam(trained_variables(network, starts.frozen_layers(pynet, level)))
+    moments = optimizer.slots(pynet.variables)
     code = {"commit": training_log.commit(), "loss_weights": str(LOSS_WEIGHTS[level])}
-    saver = runs.Saver(settings, worker, run, pynet.variables, optimizer.slots(pynet.variables), train_pairs, code)
+    saver = runs.Saver(settings, worker, run, pynet.variables, moments, train_pairs, code)
     if before:
-        checkpoints.restore_checkpoint(saver.state, weights)
+        checkpoints.restore_checkpoint(moments, weights)
         runs.note_changes(settings, before, train_pairs, code)
     devices.check_agreement(strategy, worker, runs.shared_by_workers(settings, run, weights, train_pairs))
 
