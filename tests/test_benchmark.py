@@ -1,6 +1,8 @@
 """tools/benchmark.py: counts operations as they are, and measures what it says; no test depends on the speed."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -53,6 +55,17 @@ def test_the_command_prints_a_markdown_table_with_machine_versions_and_date(data
     assert re.match(r"20\d\d-\d\d-\d\d; .*cores; Python 3\.\d+.*TensorFlow 2\.", machine)
     assert header.count("|") == dashes.count("|") == row.count("|") == 7
     assert re.match(r"\| training pairs, level 7 \| \d+ a second, \d+\.\d times the \d+ of one core", row)
+
+
+def test_a_killed_measurement_is_named(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "measure", be_killed)
+    settings = benchmark.utils.parse_arguments([], benchmark.PARAMETERS, benchmark.USAGE)
+    with pytest.raises(benchmark.utils.DataError, match="what=data level=7: .*killed.*bfloat16"):
+        benchmark.measure_in_own_process("data", 7, settings, str(dataset), str(tmp_path))
+
+
+def be_killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_the_first_update_is_that_of_the_real_training(dataset, workplace, monkeypatch):

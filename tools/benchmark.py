@@ -76,15 +76,21 @@ def machine():
 
 
 def measure_in_own_process(kind, level, settings, dataset_dir, folder):
-    """Returns what `measure` gives. `folder` is for what it writes."""
+    """Returns what `measure` gives. `folder` is for what it writes. Raises DataError where the process was killed."""
     import model
     if kind == "startup" and level < 7:
         prefix = pathlib.Path(folder) / checkpoints.checkpoint_prefix(level + 1, 1)
         prefix.parent.mkdir(exist_ok=True)
         checkpoints.save_checkpoint(model.build_pynet(width_multiplier=float(settings.width)).variables, prefix)
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(measure, kind, level, settings.precision, settings.width, dataset_dir, folder,
-                              time.time()).result()
+        result = process.submit(measure, kind, level, settings.precision, settings.width, dataset_dir, folder,
+                                time.time())
+        try:
+            return result.result()
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise utils.DataError(
+                f"what={kind} level={level}: the measuring process was killed, as Linux does when memory is full; "
+                "precision=bfloat16, a smaller width= or a higher level= need less") from error
 
 
 def row(found):
