@@ -8,6 +8,7 @@ import numpy as np
 
 from utils import tf
 
+BINOMIAL = np.outer((1, 2, 1), (1, 2, 1)) / 16  # turns repeated pixels into a bilinear enlargement
 BRIGHTNESS_MAPS = 4  # one for each pixel of the 2x2 square that the first block sees as one
 
 
@@ -86,13 +87,13 @@ def _begin_as_sharp_level_3(get_layer, channels):
 
 
 def _begin_as_level_2(get_layer, channels):
-    """Level 1: what level 2 shows, enlarged. Its maps are raised above 0, so that the leaky ReLU changes nothing."""
-    raised = np.full(3, 1.5, np.float32)  # black and white are -1.3 and 1.3
+    """Level 1: what level 2 shows, enlarged bilinearly. Its maps are raised, so that black passes the leaky ReLU."""
+    raised = np.full(3, 1.3, np.float32)  # black, -1.3, becomes 0, which the head also sees outside the picture
     get_layer("level_2_head").bias.assign_add(raised)
-    upsampling, kernel = np.zeros((3, 3, 3, 3), np.float32), np.zeros((3, 3, 3, 3), np.float32)
-    upsampling[:2, :2] = kernel[1, 1] = np.eye(3)
+    upsampling = np.zeros((3, 3, 3, 3), np.float32)
+    upsampling[:2, :2] = np.eye(3)
     get_layer("level_1_upsampler").kernel.assign(upsampling)
-    get_layer("level_1_head").set_weights([kernel, -raised])
+    get_layer("level_1_head").set_weights([np.multiply.outer(BINOMIAL, np.eye(3)), -raised])
 
 
 def _layers(pynet):

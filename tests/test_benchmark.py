@@ -1,6 +1,7 @@
 """tools/benchmark.py: counts operations as they are, and measures what it says; no test depends on the speed."""
 
 import os
+import pathlib
 import re
 import signal
 import subprocess
@@ -57,14 +58,16 @@ def test_the_command_prints_a_markdown_table_with_machine_versions_and_date(data
     assert re.match(r"\| training pairs, level 7 \| \d+ a second, \d+\.\d times the \d+ of one core", row)
 
 
-def test_a_killed_measurement_is_named(dataset, tmp_path, monkeypatch):
+def test_a_measurement_that_the_system_kills_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "measure", be_killed)
     settings = benchmark.utils.parse_arguments([], benchmark.PARAMETERS, benchmark.USAGE)
-    with pytest.raises(benchmark.utils.DataError, match="what=data level=7: .*killed.*bfloat16"):
-        benchmark.measure_in_own_process("data", 7, settings, str(dataset), str(tmp_path))
+    with pytest.raises(benchmark.utils.DataError, match="what=train level=3: .*died.*bfloat16"):
+        benchmark.measure_in_own_process("train", 3, settings, "photos", str(tmp_path))
+    assert (tmp_path / "begun").exists()
 
 
-def be_killed(*_):
+def be_killed(kind, level, precision, width, dataset_dir, folder, started):
+    pathlib.Path(folder, "begun").touch()
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -76,7 +76,7 @@ def machine():
 
 
 def measure_in_own_process(kind, level, settings, dataset_dir, folder):
-    """Returns what `measure` gives. `folder` is for what it writes. Raises DataError where the process was killed."""
+    """Returns what `measure` gives. `folder` is for what it writes. Raises DataError if the process dies."""
     import model
     if kind == "startup" and level < 7:
         prefix = pathlib.Path(folder) / checkpoints.checkpoint_prefix(level + 1, 1)
@@ -87,10 +87,10 @@ def measure_in_own_process(kind, level, settings, dataset_dir, folder):
                                 time.time())
         try:
             return result.result()
-        except concurrent.futures.process.BrokenProcessPool as error:
+        except concurrent.futures.BrokenExecutor as error:
             raise utils.DataError(
-                f"what={kind} level={level}: the measuring process was killed, as Linux does when memory is full; "
-                "precision=bfloat16, a smaller width= or a higher level= need less") from error
+                f"what={kind} level={level}: the measuring process died, perhaps because memory was full; where the "
+                "network computes, precision=bfloat16 or a smaller width= needs less") from error
 
 
 def row(found):
