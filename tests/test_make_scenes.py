@@ -1,5 +1,7 @@
 """tools/make_scenes.py: scenes in EBB!'s folders, formats and sizes, blurred as a thin lens does."""
 
+import os
+import signal
 import subprocess
 import sys
 
@@ -65,6 +67,21 @@ def test_scenes_that_are_there_are_kept_and_missing_ones_are_added(tmp_path):
     assert make_scenes.write_dataset(tmp_path, 3, 1, size=(64, 64), seed=1) == 1
     assert sorted(path.name for path in photos.iterdir()) == ["0.png", "1.jpg", "2.jpg"]
     assert (photos / "0.png").read_bytes() == b"a photo" and (photos / "1.jpg").read_bytes() == made
+
+
+def test_a_killed_process_is_named_and_the_same_command_goes_on(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(make_scenes, "MAX_SCENES_HERE", 1)
+        patch.setattr(make_scenes, "_write_scene", be_killed)
+        with pytest.raises(DataError, match="died.*the same command"):
+            make_scenes.write_dataset(tmp_path, 1, 1, size=(64, 64))
+    assert (tmp_path / "begun").exists()
+    assert make_scenes.write_dataset(tmp_path, 1, 1, size=(64, 64)) == 2
+
+
+def be_killed(scene):
+    (scene[0].parent / "begun").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_command_prints_how_many_scenes_it_made(tmp_path, capsys, monkeypatch):

@@ -79,7 +79,7 @@ def write_dataset(folder, train_count, test_count, size=(1536, 1024), seed=0, ph
 
     Photos that are there already are kept: larger counts add to them, and a stopped run goes on. `size` is (width,
     height); `photos_dir` holds photos to use as textures. Returns the number of new scenes. Raises DataError where the
-    folder cannot be written, or photos_dir holds no or damaged photos.
+    folder cannot be written, photos_dir holds no or damaged photos, or a process dies.
     """
     photos = tuple(own_photos.find_photos(photos_dir).values()) if photos_dir else ()
     scenes = []
@@ -95,8 +95,12 @@ def write_dataset(folder, train_count, test_count, size=(1536, 1024), seed=0, ph
         workers = concurrent.futures.ProcessPoolExecutor(load_dataset.processors(), mp_context=spawn)
     progress = utils.ProgressLine(0, len(scenes), "scene")
     with workers:
-        for done, path in enumerate(workers.map(_write_scene, scenes), 1):
-            progress.update(done, str(path))
+        try:
+            for done, path in enumerate(workers.map(_write_scene, scenes), 1):
+                progress.update(done, str(path))
+        except concurrent.futures.BrokenExecutor as error:
+            raise utils.DataError("a process that made scenes died, perhaps because memory was full; "
+                                  "the same command goes on with the missing scenes") from error
     progress.clear()
     return len(scenes)
 
