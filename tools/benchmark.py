@@ -83,10 +83,10 @@ def measure_in_own_process(kind, level, settings, dataset_dir, folder):
         prefix.parent.mkdir(exist_ok=True)
         checkpoints.save_checkpoint(model.build_pynet(width_multiplier=float(settings.width)).variables, prefix)
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        result = process.submit(measure, kind, level, settings.precision, settings.width, dataset_dir, folder,
-                                time.time())
+        measurement = process.submit(measure, kind, level, settings.precision, settings.width, dataset_dir, folder,
+                                     time.time())
         try:
-            return result.result()
+            return measurement.result()
         except concurrent.futures.BrokenExecutor as error:
             raise utils.DataError(
                 f"what={kind} level={level}: the measuring process died, perhaps because memory was full; where the "
