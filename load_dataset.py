@@ -4,6 +4,7 @@
     DATASET/{train,test}/original_depth/7.png   its depth map, 8 bits, half that size, bright = near
     DATASET/{train,test}/bokeh/7.jpg            the photo with a shallow depth of field, as large as the original
 
+A data set for networks that see focus maps has original_focus/ in place of original_depth/: MAPS below lists the kinds.
 Files belong together by name. The network sees the photo at half size. Pillow decodes and resizes in threads while the
 network trains, so memory does not grow with the number of photos.
 """
@@ -25,21 +26,48 @@ from utils import DataError
 
 PATCH_SIZE = 512  # height and width of a training patch, in pixels of the photo at half size
 DRAW_EVERY = 1000  # iterations for which one random draw of train_size photos serves
-KINDS = ("original", "original_depth", "bokeh")  # folders of a split
+SPLITS = ("train", "test")
 SUFFIXES = (".jpg", ".jpeg", ".png")
 FORMATS = ("JPEG", "PNG")  # by content, whatever the file name says
 MODES = {"RGB": ("RGB", "L", "P", "RGBA"), "L": ("L", "P", "RGB", "RGBA", "LA")}  # 8-bit modes, read as RGB and grey
 
 
+class Folder(NamedTuple):
+    """A folder of a split, and the pictures in it: Pillow's mode, and 1 / scale of the photo's width and height."""
+
+    name: str
+    mode: str
+    channels: int
+    scale: int
+
+
+PHOTOS, TARGETS = Folder("original", "RGB", channels=3, scale=1), Folder("bokeh", "RGB", channels=3, scale=1)
+MAPS = {  # what the network may see beside the photo, at the size of its input; a data set has one kind, or none
+    "depth": Folder("original_depth", "L", channels=1, scale=2),  # bright = near
+    "focus": Folder("original_focus", "L", channels=1, scale=2),  # bright = sharp
+}
+
+
+def folders(kind):
+    """Returns {field of `Pair`: `Folder`} of a data set with a kind of map, a key of MAPS, or with None."""
+    return {"photo": PHOTOS} | ({"map": MAPS[kind]} if kind else {}) | {"bokeh": TARGETS}
+
+
+def input_channels(kind):
+    """Returns the number of channels of the network's input: red, green, blue and those of the kind of map, if any."""
+    return PHOTOS.channels + (MAPS[kind].channels if kind else 0)
+
+
 class Pair(NamedTuple):
-    """The files of one photo; no `bokeh` where there is no target, no `depth` where the network takes no depth maps.
+    """The files of one photo: no `bokeh` where there is no target, no `map` and no `kind` of it without maps.
     `size` is the photo's (width, height)."""
 
     name: str
     photo: pathlib.Path
-    depth: pathlib.Path | None
+    map: pathlib.Path | None
     bokeh: pathlib.Path | None
     size: tuple
+    kind: str | None = "depth"
 
 
 # Which pairs there are -----------------------------------------------------------------------------------------------
@@ -54,8 +82,9 @@ def find_training_set(dataset_dir, use_depth=True, patch_size=PATCH_SIZE, val_si
     Raises DataError with a list of all files that are missing, unreadable or of a wrong size, or where val_size leaves
     nothing to train with.
     """
-    train, problems = survey(dataset_dir, "train", True, use_depth, patch_size)
-    test, test_problems = ([], []) if val_size else survey(dataset_dir, "test", True, use_depth, patch_size)
+    kind = find_kind(dataset_dir) if use_depth else None
+    train, problems = survey(dataset_dir, "train", True, kind, patch_size)
+    test, test_problems = ([], []) if val_size else survey(dataset_dir, "test", True, kind, patch_size)
     _raise_problems(problems + test_problems, dataset_dir)
     if val_size >= len(train):
         raise DataError(f"val_size={val_size}: must be less than the {len(train)} pairs in {dataset_dir}'s train/")
@@ -66,31 +95,49 @@ def find_test_photos(dataset_dir, use_depth=True, val_size=0):
     """Returns the `Pair`s to render, of any size; those of test/ need no target. Raises DataError as above."""
     if val_size:
         return find_training_set(dataset_dir, use_depth, 1, val_size)[1]
-    pairs, problems = survey(dataset_dir, "test", False, use_depth)
+    pairs, problems = survey(dataset_dir, "test", False, find_kind(dataset_dir) if use_depth else None)
     _raise_problems(problems, dataset_dir)
     return pairs
 
 
-def survey(dataset_dir, split, for_training, use_depth=True, patch_size=PATCH_SIZE):
-    """Checks names and headers of the files of a split, "train" or "test".
+def find_kind(dataset_dir):
+    """Returns which of MAPS a data set has, by its folders; "depth" where it has none. DataError where it has two."""
+    found = {kind: place for kind, folder in MAPS.items() for split in SPLITS
+             if (place := pathlib.Path(dataset_dir) / split / folder.name).is_dir()}
+    if len(found) > 1:
+        raise DataError(f"{' and '.join(map(str, found.values()))}: a data set has one kind of map; remove one of them")
+    return next(iter(found), "depth")
+
+
+def list_files(dataset_dir, split, kind):
+    """Lists the files of a split, "train" or "test". This is the place for another layout, such as a table of files.
+
+    Returns {field of `Pair`: {name without suffix: path}} and a list of problems, texts that name a file.
+    """
+    problems, place = [], pathlib.Path(dataset_dir) / split
+    return {field: _images_by_name(place / folder.name, problems) for field, folder in folders(kind).items()}, problems
+
+
+def survey(dataset_dir, split, for_training, kind="depth", patch_size=PATCH_SIZE):
+    """Checks names and headers of the files of a split, with a `kind` of map, a key of MAPS, or with None.
 
     Where it is for_training, every photo needs a target, and must be large enough for a patch.
     Returns (the `Pair`s without a problem in numeric order, a list of problems as texts that name a file or folder).
     """
-    folder, problems = pathlib.Path(dataset_dir) / split, []
-    kinds = [kind for kind in KINDS if use_depth or kind != "original_depth"]
-    required = kinds if for_training else kinds[:-1]
-    files = {kind: _images_by_name(folder / kind, problems) for kind in kinds}
-    empty = [kind for kind in required if not files[kind]]
+    files, problems = list_files(dataset_dir, split, kind)
+    required = {field: pathlib.Path(dataset_dir) / split / folder.name for field, folder in folders(kind).items()
+                if for_training or field != "bokeh"}
+    empty = [place for field, place in required.items() if not files[field]]
     if empty:
-        return [], problems + [f"{folder / kind}: no such folder, or no .jpg or .png in it" for kind in empty]
-    names = set().union(*files.values()) if for_training else files["original"]
+        return [], problems + [f"{place}: no such folder, or no .jpg or .png in it" for place in empty]
+    names = set().union(*files.values()) if for_training else files["photo"]
     pairs = []
     for name in sorted(names, key=numeric_order):
-        missing = [kind for kind in required if name not in files[kind]]
-        problems += [f"{folder / kind / name}: no .jpg or .png of this name" for kind in missing]
+        missing = [place for field, place in required.items() if name not in files[field]]
+        problems += [f"{place / name}: no .jpg or .png of this name" for place in missing]
         if not missing:
-            pairs.append(Pair(name, *(files.get(kind, {}).get(name) for kind in KINDS), size=None))
+            paths = {field: files.get(field, {}).get(name) for field in ("photo", "map", "bokeh")}
+            pairs.append(Pair(name, **paths, size=None, kind=kind))
     smallest = 2 * patch_size if for_training else 2
     with concurrent.futures.ThreadPoolExecutor(4 * processors()) as pool:  # they mostly wait for the disk
         checked = list(pool.map(lambda pair: _check_headers(pair, smallest), pairs))
@@ -111,16 +158,16 @@ def _images_by_name(folder, problems):
 
 def _check_headers(pair, smallest):
     """Returns the pair with its size, and the list of what is wrong with it."""
-    problems, size = [], None
-    for path, mode, scale in ((pair.photo, "RGB", 1), (pair.depth, "L", 2), (pair.bokeh, "RGB", 1)):
+    problems = []
+    for field in folders(pair.kind):
         try:
-            image = path and read_image(path, mode, size and (size[0] // scale, size[1] // scale), decode=False)
-            size = image.size if path == pair.photo else size
+            image = getattr(pair, field) and read(pair, field, decode=False)
+            pair = pair._replace(size=image.size) if field == "photo" else pair
         except DataError as error:
             problems.append(str(error))
-    if size and min(size) < smallest:
-        problems.append(f"{pair.photo}: is {size_text(size)}, must be {smallest} x {smallest} or more")
-    return pair._replace(size=size), problems
+    if pair.size and min(pair.size) < smallest:
+        problems.append(f"{pair.photo}: is {size_text(pair.size)}, must be {smallest} x {smallest} or more")
+    return pair, problems
 
 
 def _raise_problems(problems, dataset_dir):
@@ -140,17 +187,16 @@ def numeric_order(text):
 
 
 def load_input(pair):
-    """Returns the network's input for a whole photo: uint8 (height / 2, width / 2, 4; 3 without depth), RGB and depth.
+    """Returns the network's input for a whole photo: uint8 (height / 2, width / 2, channels), RGB and the map, if any.
 
     Sizes are rounded down. Raises DataError on a damaged file.
     """
-    half = halve(read_image(pair.photo, "RGB", pair.size))
-    return stack_depth(half, pair.depth and read_image(pair.depth, "L", half.size))
+    return stack(halve(read(pair, "photo")), pair.map and read(pair, "map"))
 
 
 def load_target(pair, level):
     """Returns the whole bokeh photo at the size of a level's output: uint8, height and width / 2^(level - 1), RGB."""
-    bokeh = read_image(pair.bokeh, "RGB", pair.size)
+    bokeh = read(pair, "bokeh")
     return np.asarray(resize(bokeh, (bokeh.width >> (level - 1), bokeh.height >> (level - 1))))
 
 
@@ -163,26 +209,33 @@ def load_patch(pair, level, left, top, patch_size=PATCH_SIZE):
       patch_size: p, height and width of the patch, a multiple of 32.
 
     Returns:
-      input: uint8 (p, p, 4), RGB and depth; (p, p, 3) without depth. Equals this part of `load_input`.
+      input: uint8 (p, p, channels), RGB and the map, if any. Equals this part of `load_input`.
       target: uint8 (s, s, 3), RGB, s = 2p / 2^(level - 1); cut out first, then resized.
 
     Raises DataError on a damaged file.
     """
     patch = left, top, left + patch_size, top + patch_size
     square = tuple(2 * edge for edge in patch)
-    photo = read_image(pair.photo, "RGB", pair.size)
+    photo = read(pair, "photo")
     if photo.width % 2 == photo.height % 2 == 0 and photo.width >= photo.height:
         photo = photo.resize((patch_size, patch_size), Image.Resampling.BICUBIC, box=square)  # the same pixels, faster
     else:  # odd sides have another scale; Pillow 13 may begin tall photos with the columns, which rounds differently
         photo = halve(photo).crop(patch)
-    depth = pair.depth and read_image(pair.depth, "L", (pair.size[0] // 2, pair.size[1] // 2)).crop(patch)
-    target = read_image(pair.bokeh, "RGB", pair.size).crop(square)
-    return stack_depth(photo, depth), np.asarray(resize(target, (target_side(level, patch_size),) * 2))
+    input = stack(photo, pair.map and read(pair, "map").crop(patch))
+    target = resize(read(pair, "bokeh").crop(square), (target_side(level, patch_size),) * 2)
+    return input, np.asarray(target)
 
 
 def target_side(level, patch_size=PATCH_SIZE):
     """Returns height and width of a training target: for patches of 512, 1024 at level 1 and 16 at level 7."""
     return 2 * patch_size >> (level - 1)
+
+
+def read(pair, field, decode=True):
+    """Returns the "photo", "map" or "bokeh" of a pair as a Pillow image, see `read_image`."""
+    folder = folders(pair.kind)[field]
+    size = pair.size and tuple(side // folder.scale for side in pair.size)
+    return read_image(getattr(pair, field), folder.mode, size, decode)
 
 
 def read_image(path, mode, size=None, decode=True):
@@ -216,9 +269,9 @@ def resize(image, size):
     return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 
 
-def stack_depth(photo, depth):
-    """Returns uint8 (height, width, 4) of an RGB and a grey Pillow image, (height, width, 3) where `depth` is None."""
-    return np.asarray(Image.merge("RGBA", (*photo.split(), depth)) if depth else photo)
+def stack(photo, map):
+    """Returns uint8 (height, width, channels) of two Pillow images of one size, the photo alone where `map` is None."""
+    return np.dstack([np.asarray(image) for image in (photo, map) if image])
 
 
 def size_text(size):
@@ -230,7 +283,7 @@ def size_text(size):
 
 
 class Batch(NamedTuple):
-    """Inputs uint8 (images, p, p, 4; 3 without depth), targets uint8 (images, s, s, 3), and the names of the photos."""
+    """Inputs uint8 (images, p, p, channels), targets uint8 (images, s, s, 3), and the names of the photos."""
 
     inputs: np.ndarray
     targets: np.ndarray
@@ -243,7 +296,7 @@ def augment(input, target, random):
     This is the place for other augmentation, such as colour jitter.
 
     Args:
-      input: uint8 (p, p, 4), RGB and depth; (p, p, 3) without depth.
+      input: uint8 (p, p, channels), RGB and the map, if any.
       target: uint8 (s, s, 3).
       random: the NumPy Generator of this pair.
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import tensorflow as tf
 from tensorflow import keras
 
-CHANNELS = {True: 4, False: 3}  # with depth: red, green, blue, depth; without: red, green, blue
+FIRST_KERNEL = "generator/Variable"  # in checkpoints; its shape is 3 x 3 x (2 x 2 pixels' channels) x 32 maps
 INPUT_MULTIPLE = 32  # of height and width: level 7 works at 1/32 of the input, each level below at twice that
 LEAKY_RELU_SLOPE = 0.2  # that of Keras' "leaky_relu" too, which exported networks use
 INSTANCE_NORM_EPSILON = 1e-3
@@ -29,7 +29,7 @@ class PyNET(NamedTuple):
     variables: dict
 
 
-def build_pynet(height=None, width=None, seed=0, precision="float32", use_depth=True, width_multiplier=1.0,
+def build_pynet(height=None, width=None, seed=0, precision="float32", channels=4, width_multiplier=1.0,
                 kernel_start="paper"):
     """Builds all seven levels.
 
@@ -38,17 +38,23 @@ def build_pynet(height=None, width=None, seed=0, precision="float32", use_depth=
       seed: of the random kernels; biases start at 0.01. None starts kernels at zero, for weights that are restored.
       precision: of the feature maps: "float32", "bfloat16" or "float16" (mixed precision, arXiv:1710.03740). Variables,
         statistics and heads, and so input and outputs, are float32 in each.
-      use_depth: whether the input has the depth map. Only the kernels of the first convolution depend on it.
+      channels: of the input. Only the kernels of the first convolution depend on them.
       width_multiplier: share of the paper's feature maps, 1 or less (width multiplier, arXiv:1704.04861).
       kernel_start: "paper" (truncated normal, deviation 0.01), or "he": He's (arXiv:1502.01852) where no normalisation
         follows. `support.starts` goes on from there.
-    Returns a `PyNET`. Its input is float32 (images, height, width, 4), RGB and depth in [0, 1], or RGB alone. Its
+    Returns a `PyNET`. Its input is float32 (images, height, width, channels) in [0, 1]: RGB and depth in the paper. Its
     outputs are float32 (images, height / s, width / s, 3), s = 2^(level - 2), in (-0.08, 1.08).
     """
-    name = "photo_and_depth" if use_depth else "photo"
     with _policy(precision):
-        image = keras.Input((height, width, CHANNELS[use_depth]), name=name, dtype="float32")
+        image = keras.Input((height, width, channels), name="input", dtype="float32")
         return _build(_Layers(seed, width_multiplier, kernel_start), image)
+
+
+def describe(shape):
+    """Returns a network's {"channels", "width_multiplier"} by the shape of its FIRST_KERNEL, {} where that is wrong."""
+    if len(shape) != 4 or shape[2] % 4:
+        return {}
+    return {"channels": shape[2] // 4, "width_multiplier": shape[3] / 32}
 
 
 def network_for_level(pynet, level):

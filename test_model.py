@@ -55,7 +55,7 @@ def main(argv):
     devices.start_tensorflow(settings.use_gpu, settings.precision)
     network = checkpoints.network_of(prefix)
     find = own_photos.find_photos_to_render if settings.images_dir else find_test_photos
-    pairs, problems = find(settings, network["use_depth"])
+    pairs, problems = find(settings, checkpoints.takes_maps(network))
     import model  # here, because it imports TensorFlow at its top
     pynet = model.build_pynet(seed=None, precision=settings.precision, **network)
     checkpoints.restore_checkpoint(pynet.variables, prefix)
@@ -156,7 +156,7 @@ def render_photo(settings, render, network_lock, suffix, pair):
         metrics = measure(image, target) if pair.bokeh else {}
         picture = utils.to_uint8(image)
         utils.write_image(path, picture, info)
-        pictures = results_page.write_thumbnails(path, photo, picture, target)
+        pictures = results_page.write_thumbnails(path, photo, picture, target, pair.kind)
     except DataError as error:
         return str(error)
     except OSError as error:
@@ -170,7 +170,7 @@ def render_photo(settings, render, network_lock, suffix, pair):
 def make_renderer(network, level):
     """Returns render(photo, size) -> image, which passes a whole photo through the network.
 
-    photo: uint8 (height / 2, width / 2, 4), RGB and depth; size: (width, height) of the photo in pixels.
+    photo: uint8 (height / 2, width / 2, channels), the network's input; size: (width, height) of the photo in pixels.
     image: float32 (height / s, width / s, 3), s = 2^(level - 1), clipped to [0, 1].
     Where the photo's size is no multiple of 64 the input is continued by reflection, and the image cut back.
     """

@@ -30,7 +30,7 @@ PARAMETERS = (
     Parameter("batch_size", int, 50, "images in a batch, of all devices together", 1),
     Parameter("micro_batch", int, None, "images that a device computes at a time: less memory, the same update", 1,
               default_text="its share of the batch"),
-    Parameter("patch_size", int, 512, "side of the input patches in pixels, a multiple of 32", 32),
+    Parameter("patch_size", int, load_dataset.PATCH_SIZE, "side of the input patches in pixels, a multiple of 32", 32),
     Parameter("width", ("1", "0.5", "0.25", "0.125"), "1",
               "share of the paper's feature maps; chosen at level 7, inherited by later levels"),
     Parameter("kernel_start", ("paper", "he"), None, "random start: the paper's, or He's where nothing is normalised",
@@ -218,7 +218,8 @@ def train(settings, worker, run, weights, before, vgg_file, train_pairs, test_pa
     vgg19 = vgg.load_vgg19(vgg_file) if vgg_file else None  # before the network, because the file may be wrong
     with strategy.scope():
         pynet = model.build_pynet(patch_size, patch_size, None if before else settings.seed, settings.precision,
-                                  settings.use_depth, float(settings.width), settings.kernel_start)
+                                  load_dataset.input_channels(train_pairs[0].kind), float(settings.width),
+                                  settings.kernel_start)
         network = model.network_for_level(pynet, level)
         if before:
             checkpoints.restore_checkpoint(pynet.variables, weights)

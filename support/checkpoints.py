@@ -12,12 +12,14 @@ import re
 import shutil
 import time
 
-from utils import MODELS, DataError, first_line, tf, whole_file
+import load_dataset
+from utils import MODELS, DataError, LazyModule, first_line, tf, whole_file
+
+model = LazyModule("model")
 
 SUFFIXES = ".data-00000-of-00001", ".index"
 OLDER = MODELS / "older"
 PAPER_BATCH_SIZES = {7: 50, 6: 50, 5: 40, 4: 14, 3: 9, 2: 9, 1: 5}  # on a GPU of 16 GB
-FIRST_KERNEL = "generator/Variable"  # 3 x 3 x 4 channels x 32 maps, where channels and maps are those of the network
 
 
 def checkpoint_prefix(level, iteration):
@@ -77,15 +79,20 @@ def exists(prefix):
 
 
 def network_of(prefix):
-    """Returns what `model.build_pynet` needs to know of a checkpoint's network: {"use_depth", "width_multiplier"}.
+    """Returns what `model.build_pynet` needs to know of a checkpoint's network: {"channels", "width_multiplier"}.
 
-    Both are in the shape of the first kernel, whose input is 2 x 2 pixels of RGB and depth, or of RGB alone.
     Raises DataError where the checkpoint is damaged or not PyNET's.
     """
-    shape = _open(prefix).get_variable_to_shape_map().get(FIRST_KERNEL, ())
-    if len(shape) != 4 or shape[2] not in (12, 16):
-        raise DataError(f"{prefix}: is not a checkpoint of PyNET (its {FIRST_KERNEL} has the shape {list(shape)})")
-    return {"use_depth": shape[2] == 16, "width_multiplier": shape[3] / 32}
+    shape = _open(prefix).get_variable_to_shape_map().get(model.FIRST_KERNEL, ())
+    network = model.describe(shape)
+    if network.get("channels") not in map(load_dataset.input_channels, (None, *load_dataset.MAPS)):
+        raise DataError(f"{prefix}: is not a checkpoint of PyNET ({model.FIRST_KERNEL} has the shape {list(shape)})")
+    return network
+
+
+def takes_maps(network):
+    """Returns whether a network, as `network_of` describes it, sees a map beside the photo."""
+    return network["channels"] > load_dataset.input_channels(None)
 
 
 def restore_checkpoint(variables, prefix):

@@ -41,7 +41,7 @@ def find_pairs(images_dir, depth_dir, use_depth=True, suffixes=SUFFIXES, depth_s
     """Finds photos and their depth maps, which have the same name but for the suffix.
 
     Both are folders, or a single photo and its depth map of any name. Without depth_dir, depth maps inside the photos
-    are used; these `Pair`s have the photo's path as `depth`. Raises DataError as in `find_photos`.
+    are used; these `Pair`s have the photo's path as `map`. Raises DataError as in `find_photos`.
     Returns a list of `Pair`s with neither target nor size, and a list of the paths of photos without a depth map.
     """
     photos = find_photos(images_dir, suffixes)
@@ -53,7 +53,8 @@ def find_pairs(images_dir, depth_dir, use_depth=True, suffixes=SUFFIXES, depth_s
         depths = dict.fromkeys(photos, pathlib.Path(depth_dir))
     else:
         depths = _find_files(depth_dir, depth_suffixes)
-    pairs = [Pair(name, path, depths[name], bokeh=None, size=None) for name, path in photos.items() if name in depths]
+    kind = "depth" if use_depth else None
+    pairs = [Pair(name, path, depths[name], None, None, kind) for name, path in photos.items() if name in depths]
     return pairs, [path for name, path in photos.items() if name not in depths]
 
 
@@ -98,7 +99,7 @@ def load_input(pair, max_side=None):
     depth map is damaged or too small.
 
     Returns:
-      input: uint8 (height / 2, width / 2, 4), RGB and depth, 0-255; RGB alone without depth.
+      input: uint8 (height / 2, width / 2, channels), RGB and depth, 0-255; RGB alone without depth.
       size: (width, height) of the upright photo that is rendered.
       info: its colour profile and EXIF dates, see `read_photo`.
     """
@@ -112,11 +113,11 @@ def load_input(pair, max_side=None):
         raise DataError(f"{pair.photo}: is {size_text(photo.size)}{resized}; each side must have at least "
                         f"{SMALLEST_SIDE} pixels")
     half = load_dataset.halve(photo)
-    if pair.depth == pair.photo:
+    if pair.map == pair.photo:
         depth = _fit_to_photo(embedded_depth.read(pair.photo), half.size, f"{pair.photo}: the depth map in it")
     else:
-        depth = pair.depth and read_depth_map(pair.depth, half.size)
-    return load_dataset.stack_depth(half, None if depth is None else Image.fromarray(depth)), photo.size, info
+        depth = pair.map and read_depth_map(pair.map, half.size)
+    return load_dataset.stack(half, None if depth is None else Image.fromarray(depth)), photo.size, info
 
 
 # Photos --------------------------------------------------------------------------------------------------------------

@@ -17,10 +17,12 @@ import numpy as np
 from PIL import Image
 
 import utils
+from load_dataset import MAPS, PHOTOS
 
 PICTURES = "page"  # the sub-folder of the small pictures
 LONGEST_SIDE = 768  # of a small picture, in pixels; that of EBB!'s photos at half size, as the network sees them
 JPEG_QUALITY = 85
+CHOICES = {"photo": "Photo", "target": "Target"} | {kind: f"{kind.capitalize()} map" for kind in MAPS}
 FORMATS = {"PSNR": "{:.2f} dB"}  # of the metrics; four decimal places for the others
 
 
@@ -56,17 +58,18 @@ def mean_metrics(found):
 # Files ---------------------------------------------------------------------------------------------------------------
 
 
-def write_thumbnails(path, photo_and_depth, result, target):
+def write_thumbnails(path, photo_and_map, result, target, kind):
     """Writes the small JPEGs of one photo to a sub-folder beside the rendered picture `path`.
 
-    photo_and_depth: uint8 (height, width, 4 or 3), the network's input; result, target: uint8 (height, width, 3) of any
-    size, no target where it is None. Returns {"photo", "depth", "result", "target": file name}. Raises OSError.
+    photo_and_map: uint8 (height, width, channels), the network's input with this kind of map; result, target: uint8
+    (height, width, 3) of any size, no target where it is None. Returns {"photo", kind, "result", "target": file name}.
+    Raises OSError.
     """
     folder = path.parent / PICTURES
     folder.mkdir(exist_ok=True)
-    images = {"photo": photo_and_depth[..., :3], "result": result}
-    if photo_and_depth.shape[-1] == 4:
-        images["depth"] = photo_and_depth[..., 3]
+    images = {"photo": photo_and_map[..., :PHOTOS.channels], "result": result}
+    if kind:
+        images[kind] = photo_and_map[..., PHOTOS.channels]  # its first channel
     if target is not None:
         images["target"] = target
     names = {kind: f"{path.stem}.{kind}.jpg" for kind in images}
@@ -139,7 +142,7 @@ def _card(number, result, metric_names):
     width, height = result.size
     choices = "".join(
         f'<button type="button"><img src="{address[kind]}" alt="" loading="lazy"><span>{text}</span></button>'
-        for kind, text in (("photo", "Photo"), ("target", "Target"), ("depth", "Depth map")) if kind in address)
+        for kind, text in CHOICES.items() if kind in address)
     values = [result.metrics.get(metric, math.nan) for metric in metric_names]
     keys = [number, *(value if math.isfinite(value) else 1e9 for value in values)]  # what is not known comes last
     return f"""<article data-keys="{" ".join(map(str, keys))}">

@@ -123,7 +123,7 @@ def note_changes(settings, before, train_pairs, code):
 def follow_checkpoint(settings, prefix):
     """Sets `use_depth` and `width` to those of the checkpoint. DataError where the command line says otherwise."""
     network = checkpoints.network_of(prefix)
-    found = {"use_depth": network["use_depth"], "width": f"{network['width_multiplier']:g}"}
+    found = {"use_depth": checkpoints.takes_maps(network), "width": f"{network['width_multiplier']:g}"}
     for name, value in found.items():
         if name in settings.given and getattr(settings, name) != value:
             raise DataError(f"{prefix}: is of a network with {name}={str(value).lower()}; leave {name}= out, or start "

@@ -152,7 +152,7 @@ LAYOUTS = {  # how a data set may come out of its archives: where the folders of
 def test_commands_that_repair_the_folders_of_an_extracted_data_set_are_named(check, tmp_path, name):
     (tmp_path / "data").rename(tmp_path / "sound")
     for split, place in zip(("train", "test"), LAYOUTS[name]):
-        for kind in load_dataset.KINDS if "{" in place else ["original"]:
+        for kind in ("original", "original_depth", "bokeh") if "{" in place else ["original"]:
             target = tmp_path / "data" / place.format(kind, kind.title())
             target.parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "sound" / split / kind).rename(target)

@@ -98,12 +98,12 @@ def test_names_of_folders_do_not_confuse_it(tmp_path, folder, monkeypatch):
 # What a checkpoint says about its network ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("use_depth, width", [(True, 1.0), (False, 1.0), (True, 0.5), (False, 0.25), (True, 0.125)])
-def test_depth_maps_and_width_are_read_from_the_first_kernel(use_depth, width, tmp_path):
-    kernel = tf.Variable(tf.zeros((3, 3, 16 if use_depth else 12, int(32 * width))))
+@pytest.mark.parametrize("channels, width", [(4, 1.0), (3, 1.0), (4, 0.5), (3, 0.25), (4, 0.125)])
+def test_depth_maps_and_width_are_read_from_the_first_kernel(channels, width, tmp_path):
+    kernel = tf.Variable(tf.zeros((3, 3, 4 * channels, int(32 * width))))
     checkpoints.save_checkpoint({"generator/Variable": kernel}, tmp_path / "a.ckpt")
     found = checkpoints.network_of(tmp_path / "a.ckpt")
-    assert found == {"use_depth": use_depth, "width_multiplier": width}
+    assert found == {"channels": channels, "width_multiplier": width}
 
 
 def test_the_network_of_a_checkpoint_is_built_by_what_it_says(small_checkpoint, small_pynet):

@@ -113,13 +113,13 @@ def test_mutated_files_are_named_in_one_line_or_decode_to_a_patch(data):
 
 def test_flipped_bit_in_a_png_is_noticed_wherever_it_changes_the_picture(data):
     _, [pair, *_] = data
-    content, depth = pair.depth.read_bytes(), np.asarray(load_dataset.read_image(pair.depth, "L"))
+    content, depth = pair.map.read_bytes(), np.asarray(load_dataset.read_image(pair.map, "L"))
     for position in range(0, len(content), 7):
-        pair.depth.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1:])
+        pair.map.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1:])
         try:
-            np.testing.assert_array_equal(load_dataset.read_image(pair.depth, "L"), depth)
+            np.testing.assert_array_equal(load_dataset.read_image(pair.map, "L"), depth)
         except DataError as error:
-            assert str(error).startswith(f"{pair.depth}: ")
+            assert str(error).startswith(f"{pair.map}: ")
 
 
 @pytest.mark.parametrize("kind", FILES)

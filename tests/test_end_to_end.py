@@ -355,12 +355,12 @@ def test_levels_train_resume_and_render_without_depth_maps_and_without_saying_so
                                                                                        monkeypatch):
     common = *QUICK[1:], "eval_step=1", f"dataset_dir={photos}"
     runs = [call(train_model, "level=7", "width=0.125", "use_depth=false", "num_train_iters=1", *common)]
-    make_quick(monkeypatch, model.build_pynet(seed=0, use_depth=False, width_multiplier=0.125), {})
+    make_quick(monkeypatch, model.build_pynet(seed=0, channels=3, width_multiplier=0.125), {})
     runs += [call(train_model, "level=7", "resume=true", "num_train_iters=2", *common),
              call(train_model, "level=6", "num_train_iters=1", *common)]
     assert [(done.status, done.err) for done in runs] == [(0, "")] * 3
     for prefix in map(checkpoints.checkpoint_prefix, (7, 7, 6), (1, 2, 1)):
-        assert checkpoints.network_of(prefix) == {"use_depth": False, "width_multiplier": 0.125}
+        assert checkpoints.network_of(prefix) == {"channels": 3, "width_multiplier": 0.125}
 
     assert call(test_model, "level=6", f"dataset_dir={photos}").status == 0
     test_photo = next((photos / "test/original").iterdir())

@@ -200,7 +200,7 @@ def test_full_disk_and_ctrl_c_leave_nothing(weights, call, monkeypatch, error, s
 
 def test_network_without_depth_maps_is_one_line(workplace, call):
     utils.SMALL.parent.mkdir()
-    checkpoints.save_checkpoint({checkpoints.FIRST_KERNEL: tf.Variable(tf.zeros([3, 3, 12, 32]))}, utils.SMALL)
+    checkpoints.save_checkpoint({model.FIRST_KERNEL: tf.Variable(tf.zeros([3, 3, 12, 32]))}, utils.SMALL)
     done = call(export_model, "small=true", "out=pynet")
     assert done.status == 1 and "without depth maps" in done.err and done.err.count("\n") == 1
 

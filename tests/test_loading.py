@@ -135,7 +135,7 @@ def test_whole_target_is_the_bokeh_photo_resized_to_the_level_rounded_down(scene
 
 
 def test_without_depth_the_channels_are_those_of_the_photo(scene):
-    pair, bare = scene[-1], scene[-1]._replace(depth=None)
+    pair, bare = scene[-1], scene[-1]._replace(map=None, kind=None)
     np.testing.assert_array_equal(load_dataset.load_input(bare), load_dataset.load_input(pair)[..., :3])
     (patch, target), (bare_patch, bare_target) = (load_dataset.load_patch(one, 4, 0, 0, P) for one in (pair, bare))
     np.testing.assert_array_equal(bare_patch, patch[..., :3])
@@ -451,11 +451,34 @@ def test_photos_to_render_need_no_target_and_may_have_any_size(tmp_path):
 
 def test_without_depth_no_depth_maps_are_looked_for(tmp_path):
     save_pair(tmp_path / "test", "1", BLACK, None, BLACK)
-    assert [pair.depth for pair in load_dataset.find_test_photos(tmp_path, use_depth=False)] == [None]
-    pairs, problems = load_dataset.survey(tmp_path, "test", for_training=True, use_depth=False, patch_size=P)
-    assert [pair.depth for pair in pairs] == [None] and not problems
+    assert [pair.map for pair in load_dataset.find_test_photos(tmp_path, use_depth=False)] == [None]
+    pairs, problems = load_dataset.survey(tmp_path, "test", for_training=True, kind=None, patch_size=P)
+    assert [pair.map for pair in pairs] == [None] and not problems
     with pytest.raises(DataError, match="original_depth: no such folder(.|\n)*python -m tools.check_dataset"):
         load_dataset.find_test_photos(tmp_path)
+
+
+def test_kind_of_map_follows_from_the_folder_that_a_data_set_has(tmp_path):
+    folder = write_split(tmp_path / "train", 1, 2)
+    write_split(tmp_path / "test", 3)
+    for split in (folder, tmp_path / "test"):
+        (split / "original_depth").rename(split / "original_focus")
+    train, test = load_dataset.find_training_set(tmp_path, patch_size=P)
+    assert [pair.kind for pair in train + test] == ["focus"] * 3 and train[0].map == folder / "original_focus/1.png"
+    assert load_dataset.load_input(train[0]).shape == (P, P, load_dataset.input_channels("focus"))
+    assert load_dataset.find_test_photos(tmp_path)[0].kind == "focus"
+    (folder / "original_focus/2.png").unlink()
+    with pytest.raises(DataError, match="original_focus/2: no .jpg or .png of this name"):
+        load_dataset.find_training_set(tmp_path, patch_size=P)
+
+
+def test_two_kinds_of_maps_in_a_data_set_are_named_in_one_line(tmp_path):
+    write_split(tmp_path / "train", 1, 2)
+    (tmp_path / "test/original_focus").mkdir(parents=True)
+    for find in (load_dataset.find_training_set, load_dataset.find_test_photos):
+        with pytest.raises(DataError, match="^.*original_depth and .*test/original_focus: .* remove one of them$"):
+            find(tmp_path)
+    assert load_dataset.find_training_set(tmp_path, use_depth=False, patch_size=P, val_size=1)[1][0].kind is None
 
 
 # Files that are not right --------------------------------------------------------------------------------------------

@@ -141,11 +141,11 @@ def test_layer_names_say_level_and_role(small_pynet):
     roles = "conv|norm|relu|sum|concat|pool|upsampler|head|tanh|output"
     odd = {layer.name for layer in all_layers(small_pynet)
            if not re.fullmatch(rf"(encoder_[1-4]|level_[1-7])_.*({roles}).*", layer.name)}
-    assert odd == {"photo_and_depth", "space_to_depth"}
+    assert odd == {"input", "space_to_depth"}
 
 
 def test_without_depth_maps_only_the_first_kernels_differ(small_pynet):
-    bare = model.build_pynet(seed=None, use_depth=False, width_multiplier=0.125)
+    bare = model.build_pynet(seed=None, channels=3, width_multiplier=0.125)
     assert bare.input.shape[-1] == 3 and list(bare.variables) == list(small_pynet.variables)
     differing = {name: variable.shape.as_list() for name, variable in bare.variables.items()
                  if variable.shape != small_pynet.variables[name].shape}
@@ -246,7 +246,7 @@ def test_lower_precision_has_float32_variables_and_outputs_and_differs_by_its_ro
 def test_normalisation_and_heads_compute_in_float32_and_convolutions_in_bfloat16():
     layers = all_layers(model.build_pynet(64, 64, seed=None, precision="bfloat16", width_multiplier=0.125))
     computed = {layer.name: layer.compute_dtype for layer in layers}
-    del computed["photo_and_depth"]  # the input, which computes nothing
+    del computed["input"]  # the input, which computes nothing
     for name, dtype in computed.items():
         exact = re.search("norm|head|tanh|output$|^level_1_", name)
         assert dtype == ("float32" if exact else "bfloat16"), name

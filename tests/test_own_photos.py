@@ -203,14 +203,14 @@ def test_depth_maps_belong_to_photos_by_name_whatever_their_suffix(tmp_path):
             (tmp_path / folder / name).touch()
     photos, depth = tmp_path / "photos", tmp_path / "depth"
     pairs, without_depth = own_photos.find_pairs(photos, depth)
-    assert [(pair.photo.name, pair.depth.name) for pair in pairs] == [("2.jpg", "2.png"), ("10.png", "10.npy")]
+    assert [(pair.photo.name, pair.map.name) for pair in pairs] == [("2.jpg", "2.png"), ("10.png", "10.npy")]
     assert without_depth == [photos / "3.tif"]
     with pytest.raises(DataError, match="nowhere: no such file or folder"):
         own_photos.find_pairs(photos, tmp_path / "nowhere")
     [pair], without_depth = own_photos.find_pairs(photos / "3.tif", depth / "other.png")  # of any name
-    assert (pair.name, pair.depth.name, without_depth) == ("3", "other.png", [])
+    assert (pair.name, pair.map.name, without_depth) == ("3", "other.png", [])
     pairs, without_depth = own_photos.find_pairs(photos, None, use_depth=False)
-    assert [pair.depth for pair in pairs] == [None] * 3 and not without_depth
+    assert [pair.map for pair in pairs] == [None] * 3 and not without_depth
 
 
 # Depth maps ----------------------------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ def write_photo(folder, name, size=SIZE):
 def test_photo_gives_the_input_that_it_gives_as_a_part_of_the_data_set(tmp_path, size, use_depth):
     pair = write_photo(tmp_path / "test", "1", size)
     [in_data_set] = load_dataset.find_test_photos(tmp_path, use_depth)
-    array, found_size, info = own_photos.load_input(pair if use_depth else pair._replace(depth=None))
+    array, found_size, info = own_photos.load_input(pair if use_depth else pair._replace(map=None, kind=None))
     np.testing.assert_array_equal(array, load_dataset.load_input(in_data_set))
     assert found_size == size and array.shape[2] == 3 + use_depth and info == {}
 
@@ -321,7 +321,7 @@ def rendering(workplace, call, monkeypatch):
     monkeypatch.setattr(model, "build_pynet", lambda **_: types.SimpleNamespace(variables={}))
     monkeypatch.setattr(model, "network_for_level", lambda *_: None)
     monkeypatch.setattr(devices, "start_tensorflow", lambda *_: None)
-    monkeypatch.setattr(checkpoints, "network_of", lambda _: {"use_depth": True, "width_multiplier": 1.0})
+    monkeypatch.setattr(checkpoints, "network_of", lambda _: {"channels": 4, "width_multiplier": 1.0})
     monkeypatch.setattr(checkpoints, "restore_checkpoint", lambda *_: None)
     return lambda *arguments: call(test_model, *(arguments or ("images_dir=photos", "depth_dir=depth")))
 

@@ -45,7 +45,7 @@ def make_result(folder, name, metrics, target=True, size=SIZE):
     path = folder / f"{name}_level_1_orig.png"
     Image.fromarray(result).save(path)
     photo_and_depth = np.full((height // 2, width // 2, 4), (10, 60, 110, 200), np.uint8)
-    pictures = results_page.write_thumbnails(path, photo_and_depth, result, result if target else None)
+    pictures = results_page.write_thumbnails(path, photo_and_depth, result, result if target else None, "depth")
     return results_page.Result(name, path, size, metrics, pictures)
 
 

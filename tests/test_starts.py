@@ -12,7 +12,7 @@ from support import starts
 
 def start(width=0.25, use_depth=True, levels=(7,), seed=1):
     """A network of He's start with what `levels` begin with, one after the other."""
-    pynet = model.build_pynet(64, 64, seed, use_depth=use_depth, width_multiplier=width, kernel_start="he")
+    pynet = model.build_pynet(64, 64, seed, channels=3 + use_depth, width_multiplier=width, kernel_start="he")
     for level in levels:
         starts.begin_level(pynet, level)
     return pynet

@@ -303,7 +303,7 @@ def test_network_is_built_as_the_checkpoint_says(place_with, call, monkeypatch, 
     built = []
     monkeypatch.setattr(model, "build_pynet", lambda **arguments: built.append(arguments) or network)
     assert call(test_model, "level=7", "precision=bfloat16").status == 0
-    assert built == [{"seed": None, "precision": "bfloat16", "use_depth": True, "width_multiplier": 0.125}]
+    assert built == [{"seed": None, "precision": "bfloat16", "channels": 4, "width_multiplier": 0.125}]
 
 
 def test_damaged_checkpoint_is_named_in_one_line(place_with, call):

@@ -129,7 +129,7 @@ def rendering(level, precision, width):
     columns, rows = PHOTO_SIZE
     pynet = model.build_pynet(precision=precision, width_multiplier=float(width))
     render = test_model.make_renderer(model.network_for_level(pynet, level), level)
-    photo = np.random.default_rng(0).integers(0, 256, (rows // 2, columns // 2, 4), np.uint8)
+    photo = np.random.default_rng(0).integers(0, 256, (rows // 2, columns // 2, pynet.input.shape[-1]), np.uint8)
     count = operations(level, rows // 2, columns // 2, width)
     return f"render {rows} x {columns}, level {level}", lambda: render(photo, PHOTO_SIZE), count
 
@@ -144,7 +144,7 @@ def training(level, precision, width):
     update = functools.partial(train_model.differentiate, network, level, None, adam.variables)
     step = devices.make_training_step(update, adam, devices.divide_batch(batch_size), precision == "float16")
     random, side = np.random.default_rng(0), load_dataset.target_side(level)
-    inputs = random.integers(0, 256, (batch_size, size, size, 4), np.uint8)
+    inputs = random.integers(0, 256, (batch_size, size, size, pynet.input.shape[-1]), np.uint8)
     targets = random.integers(0, 256, (batch_size, side, side, 3), np.uint8)
     count = 3 * batch_size * operations(level, size, size, width)
     return f"training step, level {level}, batch {batch_size}", lambda: step(inputs, targets, 1, 1e-6), count
@@ -202,7 +202,7 @@ def read_plainly(pairs, level):
     """Reads training pairs as the original does: whole images are decoded, and halved, before a patch is cut out."""
     side = 2 * load_dataset.PATCH_SIZE
     for pair in pairs:
-        with Image.open(pair.photo) as photo, Image.open(pair.depth) as depth, Image.open(pair.bokeh) as bokeh:
+        with Image.open(pair.photo) as photo, Image.open(pair.map) as depth, Image.open(pair.bokeh) as bokeh:
             half = photo.resize((photo.width // 2, photo.height // 2), Image.Resampling.BICUBIC)
             np.dstack([np.asarray(half), np.asarray(depth)])[:side // 2, :side // 2].copy()
             target = Image.fromarray(np.asarray(bokeh)[:side, :side])

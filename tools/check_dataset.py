@@ -17,7 +17,7 @@ from utils import DataError, Parameter
 MIN_RESEMBLANCE = 0.7  # pairs of one scene are well above 0.8, photos of different scenes around 0
 CELL = 64  # side of the squares, in pixels, whose means are compared
 MIN_CONTRAST = 8.0  # standard deviation of these means, 0-255; below it they tell nothing
-CONTENTS = dict(zip(load_dataset.KINDS, ("photos", "depth maps", "targets")))
+CONTENTS = {"photo": "photos", "map": "{} maps", "bokeh": "targets"}  # of the fields of a `Pair`
 VAL294 = 294  # test pairs of the split that papers on EBB! report
 SPLIT_NAMES = {"train": ("train",), "test": ("test", "val")}  # how the folder of a split may begin, in lower case
 
@@ -44,13 +44,13 @@ def main(argv):
 
 def check_split(settings, split):
     """Prints the counts of a split. Returns its problems, a list of texts that name the file."""
-    folder = pathlib.Path(settings.dataset_dir) / split
-    names = {kind: image_names(folder / kind) for kind in load_dataset.KINDS}
-    use_depth = settings.use_depth and bool(names["original_depth"])  # without any, the photos are checked all the same
-    pairs, problems = load_dataset.survey(settings.dataset_dir, split, split == "train" or bool(names["bokeh"]),
-                                          use_depth, settings.patch_size)
-    if settings.use_depth > use_depth and names["original"]:
-        problems.append(f"{folder / 'original_depth'}: no such folder, or no .jpg or .png in it")
+    folder, kind = pathlib.Path(settings.dataset_dir) / split, load_dataset.find_kind(settings.dataset_dir)
+    files, _ = load_dataset.list_files(settings.dataset_dir, split, kind)
+    use_maps = settings.use_depth and bool(files["map"])  # without any, the photos are checked all the same
+    pairs, problems = load_dataset.survey(settings.dataset_dir, split, split == "train" or bool(files["bokeh"]),
+                                          kind if use_maps else None, settings.patch_size)
+    if settings.use_depth > use_maps and files["photo"]:
+        problems.append(f"{folder / load_dataset.MAPS[kind].name}: no such folder, or no .jpg or .png in it")
     if settings.val_size >= len(pairs) > 0:
         problems.append(f"{folder}: has {len(pairs)} sound pairs, val_size={settings.val_size} needs more")
     progress = utils.ProgressLine(0, len(pairs), f"{split}:")
@@ -58,7 +58,7 @@ def check_split(settings, split):
         problems += found
         progress.update(done, f"{len(problems)} problems")
     progress.clear()
-    print(f"{split}: {', '.join(f'{len(names[kind])} {what}' for kind, what in CONTENTS.items())}")
+    print(f"{split}:", ", ".join(f"{len(files[field])} {what.format(kind)}" for field, what in CONTENTS.items()))
     return problems
 
 
@@ -79,14 +79,14 @@ def next_steps(argv, settings, splits, problems):
                     *(["mv", str(place), str(target)] for target, place in moves.items())]
         return ["Folders have other names or lie elsewhere. This moves them:",
                 *(f"  {shlex.join(words)}" for words in commands), f"Then: {shlex.join(check)}"]
-    photos, depths, targets = ({(split, name) for split in splits for name in image_names(folder / split / kind)}
-                               for kind in load_dataset.KINDS)
+    files = {split: load_dataset.list_files(folder, split, load_dataset.find_kind(folder))[0] for split in splits}
+    photos, maps, targets = ({(split, name) for split in splits for name in files[split][field]} for field in CONTENTS)
     if not photos:
         return [f"No photos found: {folder / 'train' / 'original'} and {folder / 'train' / 'bokeh'} must hold them"]
     lines, command = [], check if problems else ["python", "train_model.py", "level=7", *argv]
-    if settings.use_depth and photos - depths:
+    if settings.use_depth and photos - maps:
         make = ["python", "-m", "tools.make_depth_maps", "model=FILE", f"dataset_dir={folder}"]
-        lines += [f"Missing depth maps: {len(photos - depths)}. This makes them:", f"  {shlex.join(make)}"]
+        lines += [f"Missing depth maps: {len(photos - maps)}. This makes them:", f"  {shlex.join(make)}"]
     if not settings.val_size and not any(split == "test" for split, _ in targets):
         val_size = f"val_size={VAL294 if len(targets) > VAL294 else max(1, len(targets) // 5)}"
         lines += [f"test/ has no targets to measure on: {val_size} takes the last pairs of train/ instead"]
@@ -100,12 +100,13 @@ def find_moves(folder):
     The names tell what a folder is: EBB/Training/original is train/original, Validation holding photos test/original.
     """
     moves = {}
+    known = {row.name for row in (load_dataset.PHOTOS, *load_dataset.MAPS.values(), load_dataset.TARGETS)}
     for place in sorted(path for path in folder.rglob("*") if path.is_dir() and image_names(path)):
         names = [name.lower() for name in place.relative_to(folder).parts]
         splits = [split for name in names for split, starts in SPLIT_NAMES.items() if name.startswith(starts)]
-        kind = "original" if names[-1].startswith(SPLIT_NAMES["test"]) else names[-1]
-        target = folder / (splits[-1] if splits else "train") / kind
-        if kind in load_dataset.KINDS and target not in moves and not target.exists():
+        name = load_dataset.PHOTOS.name if names[-1].startswith(SPLIT_NAMES["test"]) else names[-1]
+        target = folder / (splits[-1] if splits else "train") / name
+        if name in known and target not in moves and not target.exists():
             moves[target] = place
     return moves
 
@@ -115,13 +116,13 @@ def find_moves(folder):
 
 def check_pair(pair):
     """Decodes the files of a pair. Returns their problems, a list of texts."""
-    images, problems = [], []
-    for path, mode in ((pair.photo, "RGB"), (pair.depth, "L"), (pair.bokeh, "RGB")):
+    images, problems = {}, []
+    for field in load_dataset.folders(pair.kind):
         try:
-            images.append(path and load_dataset.read_image(path, mode))
+            images[field] = getattr(pair, field) and load_dataset.read(pair, field)
         except DataError as error:
             problems.append(str(error))
-    if pair.bokeh and not problems and resemblance(images[0], images[2]) < MIN_RESEMBLANCE:
+    if pair.bokeh and not problems and resemblance(images["photo"], images["bokeh"]) < MIN_RESEMBLANCE:
         problems.append(f"{pair.bokeh}: does not show the scene of {pair.photo}")
     return problems
 

@@ -17,12 +17,13 @@ from PIL import Image
 
 import test_model
 import utils
+from load_dataset import MAPS, PHOTOS
 from support import checkpoints, devices
 from utils import DataError, Parameter, UsageError, first_line, tf
 
 FORMATS = {"": "saved_model", ".tflite": "tflite", ".keras": "keras", ".onnx": "onnx"}  # by the ending of the file
 FIXED_SIZE = ("tflite", "keras")  # the others take photos of any size
-CHANNELS = {"photo": 3, "depth": 1}  # of the inputs of what is exported
+CHANNELS = {"photo": PHOTOS.channels, "depth": MAPS["depth"].channels}  # of the inputs of what is exported
 LARGEST_DIFFERENCE = 1e-4  # of any pixel from the network's, where 1 is white
 LOWEST_PSNR = 50.0  # in dB, of float16
 SMALLEST_SIDE = 32  # pixels of the input, one pixel of level 7
@@ -96,7 +97,7 @@ def restore(level, prefix):
     """Returns the network of a level with the weights of a checkpoint. Raises DataError if it takes no depth maps."""
     import model
     network = checkpoints.network_of(prefix)
-    if not network["use_depth"]:
+    if not checkpoints.takes_maps(network):
         raise DataError(f"{prefix}: is of a network without depth maps, which cannot be exported")
     pynet = model.build_pynet(seed=None, **network)
     checkpoints.restore_checkpoint(pynet.variables, prefix)
@@ -204,7 +205,7 @@ def compare(network, settings, path):
     inputs = trial_photo(height, width)
     expected = test_model.make_renderer(network, settings.level)(inputs, (2 * width, 2 * height))
     batch = np.float32(inputs[np.newaxis])
-    found = load(path, settings.format)(batch[..., :3], batch[..., 3:])[0]
+    found = load(path, settings.format)(*np.split(batch, [PHOTOS.channels], -1))[0]
     difference, psnr = np.abs(found - expected).max(), float(tf.image.psnr(found, expected, 1.0))
     measured = f"largest difference from the network {difference:.2g}, PSNR {psnr:.1f} dB"
     print(f"Loaded and tried on a photo of {width} x {height}: {measured}")
@@ -214,8 +215,8 @@ def compare(network, settings, path):
 
 
 def trial_photo(height, width):
-    """Returns random smooth colours and depths as the network takes them, uint8 (height, width, 4)."""
-    noise = np.random.default_rng(0).integers(0, 256, (4, 9, 12), np.uint8)
+    """Returns random smooth colours and depths as the network takes them, uint8 (height, width, channels)."""
+    noise = np.random.default_rng(0).integers(0, 256, (sum(CHANNELS.values()), 9, 12), np.uint8)
     return np.dstack([Image.fromarray(channel).resize((width, height), Image.Resampling.BICUBIC) for channel in noise])
 
 

@@ -156,7 +156,8 @@ def find_photos(settings):
         folders = {settings.images_dir: pathlib.Path(settings.depth_dir)}
     else:
         splits = [pathlib.Path(settings.dataset_dir) / split for split in ("train", "test")]
-        folders = {split / "original": split / "original_depth" for split in splits if (split / "original").is_dir()}
+        photos, maps = load_dataset.PHOTOS.name, load_dataset.MAPS["depth"].name
+        folders = {split / photos: split / maps for split in splits if (split / photos).is_dir()}
     if not folders:
         raise DataError(f"{settings.dataset_dir}: has no train/original/ or test/original/, which hold the photos")
     photos, suffixes = {}, {}
@@ -165,9 +166,9 @@ def find_photos(settings):
     for images_dir, depth_dir in folders.items():
         utils.prepare_folders(depth_dir)
         pairs, without = own_photos.find_pairs(images_dir, depth_dir, **suffixes)
-        if any(pair.photo.samefile(pair.depth) for pair in pairs):
+        if any(pair.photo.samefile(pair.map) for pair in pairs):
             raise UsageError(f"depth_dir={depth_dir}: holds the photos; name another folder for the depth maps")
-        photos |= {pair.photo: pair.depth for pair in pairs}
+        photos |= {pair.photo: pair.map for pair in pairs}
         photos |= {path: depth_dir / f"{path.stem}.png" for path in without}
     return photos
 

@@ -85,7 +85,7 @@ def write_dataset(folder, train_count, test_count, size=(1536, 1024), seed=0, ph
     scenes = []
     for index, (name, count) in enumerate((("train", train_count), ("test", test_count))):
         split = pathlib.Path(folder) / name
-        utils.prepare_folders(*(split / kind for kind in load_dataset.KINDS))
+        utils.prepare_folders(*(split / folder.name for folder in load_dataset.folders("depth").values()))
         present = {path.stem for path in (split / "original").iterdir()}
         scenes += [(split, str(number), size, [seed, index, number], photos)
                    for number in range(count) if str(number) not in present]
