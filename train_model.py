@@ -274,7 +274,7 @@ def train(settings, worker, run, weights, before, vgg_file, train_pairs, test_pa
         if stop.received:
             saver.stop()
     if saver.failed:
-        utils.warn("the last save failed; what was saved before is still there", kind="error")
+        utils.warn(saver.failure(), kind="error")
         return 1
     return 128 + stop.received if stop.received else 0
 

@@ -5,6 +5,7 @@ variables under the names that the original TensorFlow 1 code gave them.
 """
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -19,6 +20,7 @@ model = LazyModule("model")
 
 SUFFIXES = ".data-00000-of-00001", ".index"
 OLDER = MODELS / "older"
+UNFINISHED, WHOLE = ".writing", "whole"  # ending of the folder of a save; the file in it that makes it count
 PAPER_BATCH_SIZES = {7: 50, 6: 50, 5: 40, 4: 14, 3: 9, 2: 9, 1: 5}  # on a GPU of 16 GB
 
 
@@ -141,33 +143,61 @@ def read_notes(prefix):
 def save_checkpoint(variables, prefix, notes=None, before_replacing=lambda: None):
     """Writes {name: tf.Variable} to PREFIX.index and PREFIX.data-00000-of-00001, and `notes` to PREFIX.json if given.
 
-    A crash at any moment leaves either the checkpoint that was there before or the new one. The files are written in a
-    folder of their own, whose renaming to *.complete makes them count; only then do they replace older ones.
-    `before_replacing` is called when they are written, but do not count yet. Raises DataError where they cannot be
-    written, for example because the disk is full; what was there before stays.
+    A crash at any moment leaves either the checkpoint that was there before or the new one. `before_replacing` is
+    called when the files are written, but do not count yet. Raises DataError where they cannot be written, for example
+    because the disk is full; what was there before stays.
     """
-    prefix = pathlib.Path(prefix)
-    writing, complete = (prefix.with_name(f".{prefix.name}.{stage}") for stage in ("writing", "complete"))
-    try:
-        finish_interrupted_saves(prefix.parent)
-        shutil.rmtree(writing, ignore_errors=True)
-        writing.mkdir()
-        tf.raw_ops.SaveV2(prefix=str(writing / prefix.name), tensor_names=list(variables),
-                          shape_and_slices=[""] * len(variables), tensors=[v.read_value() for v in variables.values()])
+    def write(path):
+        try:
+            tf.raw_ops.SaveV2(prefix=str(path), tensor_names=list(variables), shape_and_slices=[""] * len(variables),
+                              tensors=[variable.read_value() for variable in variables.values()])
+        except tf.errors.OpError as error:
+            raise OSError(first_line(error)) from None
         if notes is not None:
-            write_json(writing / f"{prefix.name}.json", notes)
-        for path in (*writing.iterdir(), writing):
+            write_json(_file(path, ".json"), notes)
+
+    try:
+        _save(write, pathlib.Path(prefix), before_replacing)
+    except OSError as error:
+        raise DataError(f"{prefix}: could not be saved ({first_line(error)})") from None
+
+
+def try_to_save(level):
+    """Saves, replaces and deletes a few bytes as a checkpoint is. Raises DataError where models/ cannot hold one."""
+    prefix = MODELS / f"pynet_level_{level}_trial.ckpt"
+    try:
+        for _ in range(2):
+            _save(lambda path: [_file(path, suffix).write_bytes(b"trial") for suffix in SUFFIXES], prefix)
+        remove_checkpoint(prefix)
+    except OSError as error:
+        raise DataError(f"{MODELS}/: a checkpoint cannot be saved there ({first_line(error)}): train on another disk"
+                        ) from None
+
+
+def _save(write, prefix, before_replacing=lambda: None):
+    """Calls write(path) with a prefix in a folder of its own, and moves the files from there to `prefix`.
+
+    A file WHOLE in that folder makes them count. So no folder is renamed, which some network drives cannot. The folder
+    has another name each time: `finish_interrupted_saves` in another process may still be at work on the last one.
+    """
+    folder = prefix.with_name(f".{prefix.name}.{time.time_ns()}{UNFINISHED}")
+    try:
+        discard_half_saves(prefix.parent, prefix.name)
+        folder.mkdir()
+        write(folder / prefix.name)
+        for path in (*folder.iterdir(), folder, prefix.parent):
             _to_disk(path)
         before_replacing()
-        writing.rename(complete)
-        _to_disk(prefix.parent)
+        (folder / WHOLE).touch()
+        _to_disk(folder)
         finish_interrupted_saves(prefix.parent)
-        if complete.exists():
-            raise OSError(f"the files in {complete}/ could not be moved to {prefix.parent}/")
+        if (folder / WHOLE).exists():
+            raise OSError(f"the files in {folder}/ could not be moved to {prefix.parent}/")
         _to_disk(prefix.parent)
-    except (OSError, tf.errors.OpError) as error:
-        shutil.rmtree(writing, ignore_errors=True)
-        raise DataError(f"{prefix}: could not be saved ({first_line(error)})") from None
+    except OSError:
+        if not (folder / WHOLE).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def write_json(path, content):
@@ -191,14 +221,33 @@ def move_to_older(level, patterns):
     folder = OLDER / time.strftime("%Y-%m-%d_%H-%M-%S")
     folder.mkdir(parents=True, exist_ok=True)
     for file in files:
-        file.rename(folder / file.name)
+        _move(file, folder / file.name)
     return folder
 
 
-def discard_half_saves(level):
-    """Deletes what a crash left of checkpoints of a level that were not whole. Call with the level locked."""
-    for writing in MODELS.glob(f".pynet_level_{level}_*.writing"):
-        shutil.rmtree(writing, ignore_errors=True)
+def _move(file, target):
+    """Moves a file, also to another disk. At any moment it is whole in one of the two places."""
+    try:
+        file.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with whole_file(target) as partial:
+            shutil.copy2(file, partial)
+            _to_disk(partial)
+        _to_disk(target.parent)
+        file.unlink()
+
+
+def discard_half_saves(folder, name):
+    """Deletes what a crash left of checkpoints that were not whole. Call with the level locked.
+
+    name: pattern of their names in `folder`.
+    """
+    finish_interrupted_saves(folder)
+    for half in folder.glob(f".{name}.*{UNFINISHED}"):
+        if not (half / WHOLE).exists():
+            shutil.rmtree(half, ignore_errors=True)
 
 
 def finish_interrupted_saves(folder):
@@ -206,21 +255,27 @@ def finish_interrupted_saves(folder):
 
     Another process that looks for checkpoints may be doing the same: a file that is gone is where it belongs.
     """
-    for complete in folder.glob(".*.complete"):
+    for mark in sorted(folder.glob(f".*{UNFINISHED}/{WHOLE}")):  # the older ones first
         with contextlib.suppress(OSError):  # a folder that can only be read: then without it
-            for file in sorted(complete.iterdir()):  # the data before the index
-                with contextlib.suppress(FileNotFoundError):
-                    file.replace(folder / file.name)
-            complete.rmdir()
+            for file in sorted(mark.parent.glob("[!.]*")):  # the data before the index
+                if file != mark:
+                    with contextlib.suppress(FileNotFoundError):
+                        file.replace(folder / file.name)
+            mark.unlink(missing_ok=True)
+            mark.parent.rmdir()
 
 
 def _to_disk(path):
-    """Waits until a file or a folder is on the disk, and not only in the machine's memory."""
-    handle = os.open(path, os.O_RDONLY)
+    """Waits until a file or a folder is on the disk, and not only in memory. Not every drive can do so for a folder."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError:
+        if not path.is_dir():
+            raise
 
 
 def _file(prefix, suffix):

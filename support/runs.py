@@ -39,9 +39,10 @@ class Run:
 
 @contextlib.contextmanager
 def prepared_folders(level):
-    """Makes models/ and results/, and locks the level: only one run at a time trains it in this folder.
+    """Makes models/ and results/, locks the level, and tries to save: only one run at a time trains it in this folder.
 
-    The lock is the kernel's and ends with the process, however that ends. Raises DataError where another run holds it.
+    The lock is the kernel's and ends with the process, however that ends. Raises DataError where another run holds it,
+    or no checkpoint can be saved.
     """
     prepare_folders(MODELS, RESULTS)
     path = MODELS / f".pynet_level_{level}.lock"
@@ -53,7 +54,8 @@ def prepared_folders(level):
                             "another folder") from None
         except OSError as error:  # a network drive may have no locks
             warn(f"{path}: cannot be locked ({error.strerror}); make sure that no other run trains level {level} here")
-        checkpoints.discard_half_saves(level)
+        checkpoints.discard_half_saves(MODELS, f"pynet_level_{level}_*")
+        checkpoints.try_to_save(level)
         yield
 
 
@@ -194,6 +196,12 @@ class Saver:
                if self.state_iteration else "Nothing is saved yet: start it again")
         say(f"Stopped after iteration {self.run.iteration} of level {level}. {how}")
 
+    def failure(self):
+        """Returns what to say in the end where the last save has failed."""
+        saved = max(self.state_iteration, *self.run.checkpoints, 0)
+        return "the last save failed; " + (f"what was saved up to iteration {saved} is still there" if saved else
+                                           "nothing of this run was saved")
+
     def note_evaluation(self):
         """Notes, also on the disk, that the metrics of this iteration are in the log."""
         self.run.losses, self.run.evaluated = [], True
@@ -258,16 +266,19 @@ class Saver:
 
 
 class StopSignals:
-    """While it is in use, Ctrl-C and SIGTERM are only noted as `received`; a second Ctrl-C stops the process at once.
+    """While it is in use, Ctrl-C and the other `NUMBERS` are only noted as `received`; a second Ctrl-C stops at once.
 
     agreed: whether all workers know of it. None leaves before an update has told the others, which would wait for it.
     """
+
+    NUMBERS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1  # a closed terminal, SLURM's warning
 
     def __init__(self, worker):
         self.received, self.agreed, self._alone = None, False, worker.count == 1
 
     def __enter__(self):
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {number: signal.signal(number, self._note) for number in self.NUMBERS
+                        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN}  # under nohup
         return self
 
     def __exit__(self, *_):

@@ -31,7 +31,7 @@ MOMENTS = (  # name, what appears in models/ when it has come, and up to how man
     ("starting", "*", 3.0),
     ("writing weights", ".*_iteration_*.writing", 0.02),
     ("writing the state", ".*_resume*.writing", 0.02),
-    ("moving files", ".*.complete", 0.0),
+    ("moving files", ".*.writing/whole", 0.0),
 )
 
 

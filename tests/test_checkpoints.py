@@ -4,10 +4,12 @@ Most tests use a network of two variables, for which a checkpoint is written in 
 """
 
 import contextlib
+import errno
 import os
 import pathlib
 import re
 import shutil
+import stat
 
 import numpy as np
 import pytest
@@ -206,10 +208,10 @@ def test_last_saved_is_found_and_any_other_on_demand(workplace):
 
 
 def test_what_a_kill_left_of_a_save_is_deleted_for_its_level_only(workplace):
-    halves = [utils.MODELS / f".pynet_level_{level}_iteration_5.ckpt.writing" for level in (7, 6)]
+    halves = [utils.MODELS / f".pynet_level_{level}_iteration_5.ckpt.123.writing" for level in (7, 6)]
     for half in halves:
         half.mkdir()
-    checkpoints.discard_half_saves(7)
+    checkpoints.discard_half_saves(utils.MODELS, "pynet_level_7_*")
     assert [half.exists() for half in halves] == [False, True]
 
 
@@ -226,6 +228,43 @@ def test_a_save_whose_files_cannot_be_moved_to_their_place_is_an_error(workplace
     assert checkpoints.exists(prefix)
 
 
+@pytest.fixture
+def poor_drive(monkeypatch):
+    """poor_drive() makes models/ one that can neither sync nor rename a folder, and models/older another disk's."""
+    fsync, rename = os.fsync, pathlib.Path.rename
+
+    def sync_files(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(handle)
+
+    def rename_files(path, target):
+        if path.is_dir():
+            raise OSError(errno.EMFILE, "Too many open files")
+        if checkpoints.OLDER in target.parents and path.parent != target.parent:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(path, target)
+
+    def install():
+        monkeypatch.setattr(os, "fsync", sync_files)
+        monkeypatch.setattr(pathlib.Path, "rename", rename_files)
+    return install
+
+
+def test_a_drive_that_can_neither_sync_nor_rename_folders_holds_checkpoints(workplace, poor_drive):
+    poor_drive()
+    checkpoints.try_to_save(7)
+    assert list(utils.MODELS.iterdir()) == []
+    for value in (1, 2):
+        save(value, checkpoints.checkpoint_prefix(7, 5))
+    assert restored_from(5) == values_of(variables(2))
+    folder = checkpoints.move_to_older(7, ["_iteration_*.ckpt.*"])
+    assert checkpoints.saved_iterations(7) == [] and len(list(folder.iterdir())) == 2
+    restored = variables(99)
+    checkpoints.restore_checkpoint(restored, folder / checkpoints.checkpoint_prefix(7, 5).name)
+    assert values_of(restored) == values_of(variables(2))
+
+
 def test_foreign_and_half_files_are_no_checkpoints(workplace):
     save(1, checkpoints.checkpoint_prefix(7, 3))
     save(1, checkpoints.checkpoint_prefix(6, 4))
@@ -237,7 +276,7 @@ def test_foreign_and_half_files_are_no_checkpoints(workplace):
 
 
 def test_folder_of_a_save_in_progress_is_never_counted(workplace):
-    writing = utils.MODELS / ".pynet_level_7_iteration_5.ckpt.writing"
+    writing = utils.MODELS / ".pynet_level_7_iteration_5.ckpt.123.writing"
     writing.mkdir()
     for folder in (writing, utils.MODELS):
         save(1, folder / "pynet_level_7_iteration_3.ckpt")
@@ -299,6 +338,7 @@ def crash_at(n):
         for owner in (os, pathlib.Path):
             for name in ("rename", "replace", "unlink", "rmdir", "mkdir"):
                 patches.setattr(owner, name, crashing(name, getattr(owner, name)))
+        patches.setattr(pathlib.Path, "touch", crashing("touch", pathlib.Path.touch))
         patches.setattr(os, "fsync", crashing("fsync", os.fsync))
         patches.setattr(tf.raw_ops, "SaveV2", crashing("SaveV2", tf.raw_ops.SaveV2))
         yield steps
@@ -405,7 +445,10 @@ def test_checkpoints_state_and_card_of_a_level_move_to_a_folder_of_that_time_and
     assert checkpoints.move_to_older(7, ALL_FILES) is None
 
 
-def test_a_crash_while_they_are_moved_loses_none_of_their_files(workplace):
+@pytest.mark.parametrize("other_disk", [False, True])
+def test_a_crash_while_they_are_moved_loses_none_of_their_files(other_disk, workplace, poor_drive):
+    if other_disk:
+        poor_drive()
     leave_an_earlier_run()
     earlier, outcomes = contents(utils.MODELS), set()
     for _ in crash_points(leave_an_earlier_run, before_replacing=lambda: checkpoints.move_to_older(7, ALL_FILES)):

@@ -286,7 +286,7 @@ def test_ctrl_c_leaves_earlier_checkpoints_and_nothing_half(runs):
     assert {path.name for path in older.iterdir()} == {
         f"pynet_level_6_resume.ckpt{suffix}" for suffix in (".index", ".data-00000-of-00001", ".json")}
     assert files_of(utils.MODELS, "pynet_level_6_iteration_*") == runs["files of level 6"]
-    assert [path.name for path in utils.MODELS.iterdir() if path.name.endswith((".writing", ".complete"))] == []
+    assert [path.name for path in utils.MODELS.iterdir() if path.name.endswith(".writing")] == []
 
 
 # Rendering -----------------------------------------------------------------------------------------------------------

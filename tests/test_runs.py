@@ -3,6 +3,7 @@
 Runs are those of the script, of the small network; but for the tests that kill or fill, only their update is replaced.
 """
 
+import errno
 import functools
 import itertools
 import json
@@ -104,7 +105,8 @@ def test_a_run_killed_at_5_moments_ends_with_the_bytes_of_one_that_was_never_sto
         done.stdout + done.stderr)
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129),
+                                            (signal.SIGUSR1, 138)])
 def test_a_signal_ends_the_iteration_saves_a_state_and_names_the_command_that_continues(
         number, status, training, steps):
     steps(stops_at(3, number))
@@ -124,6 +126,16 @@ def test_a_signal_ends_the_iteration_saves_a_state_and_names_the_command_that_co
     mean = (1 / 3 + 1 / 4) / 2
     assert f"step 4 | training: {mean:.4g}," in done.out
     assert logged_iterations() == [0, 2, 4]
+
+
+def test_a_closed_terminal_does_not_stop_a_run_under_nohup(training, steps):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        steps(stops_at(1, signal.SIGHUP))
+        assert training("level=7", *EVERY_ITERATION, "num_train_iters=2").status == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert checkpoints.saved_iterations(7) == [1, 2]
 
 
 def test_a_second_ctrl_c_stops_at_once(workplace, small_dataset):
@@ -309,7 +321,8 @@ def test_a_save_that_fails_is_tried_again_at_the_next_eval_step_and_the_last_one
     assert (done.status, checkpoints.saved_iterations(7)) == (status, kept)
     assert done.err.count("could not be saved (No space left on device") == len(failing)
     assert state()["run"]["iteration"] == iteration_of_state
-    assert ("error: the last save failed" in done.err) == bool(status)
+    assert (f"error: the last save failed; what was saved up to iteration {iteration_of_state} is still there\n"
+            in done.err) == bool(status)
 
     resumed = training("level=7", "resume=true")
     assert resumed.status == 0 and checkpoints.saved_iterations(7)[-1] == 3
@@ -318,7 +331,8 @@ def test_a_save_that_fails_is_tried_again_at_the_next_eval_step_and_the_last_one
 def test_a_new_run_moves_what_earlier_ones_left_only_when_it_can_save(training, saves):
     assert training("level=7", *EVERY_ITERATION, "num_train_iters=3").status == 0
     saves(1, 2)
-    assert training("level=7", *EVERY_ITERATION, "num_train_iters=1", "seed=1").status == 1
+    failed = training("level=7", *EVERY_ITERATION, "num_train_iters=1", "seed=1")
+    assert failed.status == 1 and failed.err.endswith("error: the last save failed; nothing of this run was saved\n")
     assert checkpoints.saved_iterations(7) == [1, 2, 3] and state()["settings"]["seed"] == 0
     saves(1, 2)
     done = training("level=7", *EVERY_ITERATION, "num_train_iters=2", "seed=1")
@@ -409,6 +423,16 @@ def test_a_folder_that_cannot_be_written_is_found_before_anything_else(workplace
     assert re.fullmatch(r"error: results/: cannot be written \(.*\)\n", done.err)
 
 
+def test_a_drive_that_holds_no_checkpoints_is_refused_before_anything_else(workplace, call, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(pathlib.Path, "replace", fails)
+    done = call(train_model, "level=7", "dataset_dir=nowhere")
+    assert done.status == 1
+    assert re.fullmatch(r"error: models/: a checkpoint cannot be saved there \(.*\): train on another disk\n", done.err)
+
+
 # Which checkpoints are kept ------------------------------------------------------------------------------------------
 
 
@@ -428,7 +452,8 @@ def test_an_older_checkpoint_goes_only_after_the_newer_is_whole(training, monkey
 
     monkeypatch.setattr(checkpoints, "remove_checkpoint", note_and_remove)
     training("level=7", *EVERY_ITERATION, "num_train_iters=3", "max_to_keep=1")
-    assert removed == [("pynet_level_7_iteration_1.ckpt", [1, 2]), ("pynet_level_7_iteration_2.ckpt", [2, 3])]
+    assert removed[0][0] == "pynet_level_7_trial.ckpt"
+    assert removed[1:] == [("pynet_level_7_iteration_1.ckpt", [1, 2]), ("pynet_level_7_iteration_2.ckpt", [2, 3])]
 
 
 def test_saving_and_looking_for_checkpoints_do_not_disturb_each_other(workplace):
