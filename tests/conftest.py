@@ -6,6 +6,7 @@ paper's network and are marked so; all others take the small network, an eighth 
 
 import contextlib
 import csv
+import functools
 import io
 import json
 import os
@@ -122,6 +123,18 @@ def link_checkpoint():
         for suffix in (".index", ".data-00000-of-00001"):
             os.link(f"{prefix}{suffix}", f"{new_prefix}{suffix}")
     return link
+
+
+@pytest.fixture(scope="session")
+def network_file(tmp_path_factory):
+    """network_file("copy.tflite") is the path of that depth network, see depth_network_files.py."""
+    folder = tmp_path_factory.mktemp("networks")
+
+    @functools.cache
+    def write(name):
+        from depth_network_files import write_network
+        return write_network(folder / name)
+    return write
 
 
 # Data ----------------------------------------------------------------------------------------------------------------
