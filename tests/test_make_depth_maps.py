@@ -3,6 +3,8 @@
 The networks here copy one channel of the photo, so that its depth map is known: that channel.
 """
 
+import errno
+import pathlib
 import shlex
 
 import numpy as np
@@ -35,6 +37,11 @@ def make(call, network_file, photos, tmp_path):
     return run
 
 
+def maps_in(folder):
+    """The names of the depth maps in a folder, which holds a note of their settings as well."""
+    return {path.name for path in folder.iterdir()} - {make_depth_maps.NOTE}
+
+
 # The depth maps ------------------------------------------------------------------------------------------------------
 
 
@@ -54,8 +61,7 @@ def test_output_depth_makes_the_negative_of_output_inverse(photos, make, tmp_pat
     photos({"1": (193, 127)})
     make("copy.tflite")
     inverse = read_map(tmp_path / "depth" / "1.png")
-    (tmp_path / "depth" / "1.png").unlink()
-    assert make("copy.tflite", "output=depth").status == 0
+    assert make("copy.tflite", "output=depth", "replace=true").status == 0
     np.testing.assert_allclose(read_map(tmp_path / "depth" / "1.png"), 255 - inverse, rtol=0, atol=1)
 
 
@@ -70,7 +76,60 @@ def test_existing_maps_are_kept_and_counted_whatever_they_are(photos, make, tmp_
     done = make("copy.tflite")
     assert done.status == 0 and "1 made, 2 kept" in done.out
     assert (tmp_path / "depth" / "1.png").read_bytes() == b"the user's own"
-    assert {path.name for path in (tmp_path / "depth").iterdir()} == {"1.png", "2.npy", "3.png"}
+    assert maps_in(tmp_path / "depth") == {"1.png", "2.npy", "3.png"}
+
+
+def test_maps_of_other_settings_are_said_and_replaced_where_that_is_asked_for(photos, make, tmp_path):
+    photos({"1": (193, 127), "2": (193, 127)})
+    assert make("copy.tflite").status == 0
+    inverse = read_map(tmp_path / "depth" / "1.png")
+    (tmp_path / "depth" / "2.png").rename(tmp_path / "depth" / "2.webp")  # of any ending
+    refused = make("copy.tflite", "output=depth")
+    assert refused.status == 2 and refused.err == (
+        f"error: {tmp_path / 'depth'}: holds depth maps that were made with output=inverse; replace=true makes them "
+        "anew\n")
+    assert make("copy.keras").status == 2  # another network
+    assert make("two_channels.tflite", "output=depth", "replace=true").status == 1  # no depth network
+    assert maps_in(tmp_path / "depth") == {"1.png", "2.webp"}
+    done = make("copy.tflite", "output=depth", "replace=true")
+    assert done.status == 0 and "2 made, 0 kept" in done.out and maps_in(tmp_path / "depth") == {"1.png", "2.png"}
+    np.testing.assert_allclose(read_map(tmp_path / "depth" / "1.png"), 255 - inverse, rtol=0, atol=1)
+    assert "0 made, 2 kept" in make("copy.tflite", "output=depth").out
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"model": "cut'])
+def test_damaged_note_beside_the_maps_is_one_line(photos, make, tmp_path, text):
+    photos({"1": (64, 64)})
+    make("copy.tflite")
+    (tmp_path / "depth" / make_depth_maps.NOTE).write_text(text)
+    done = make("copy.tflite")
+    assert done.status == 1 and done.err.count("\n") == 1 and "depth_maps.json: is damaged; replace=true" in done.err
+    assert make("copy.tflite", "replace=true").status == 0
+
+
+def test_empty_file_is_no_map(photos, make, tmp_path):
+    photos({"1": (64, 64)})
+    (tmp_path / "depth").mkdir()
+    (tmp_path / "depth" / "1.png").touch()
+    assert "1 made, 0 kept" in make("copy.tflite").out and read_map(tmp_path / "depth" / "1.png").shape == (32, 32)
+
+
+def test_name_that_is_not_utf_8_is_as_good(photos, make, tmp_path):
+    folder = photos({"1": (64, 64)})
+    (folder / "1.png").rename(folder / "caf\udce9.png")  # Latin-1
+    done = make("copy.tflite")
+    assert done.status == 0 and maps_in(tmp_path / "depth") == {"caf\udce9.png"}
+
+
+def test_full_disk_is_named_with_the_file(photos, make, tmp_path, monkeypatch):
+    photos({"1": (64, 64)})
+
+    def write_bytes(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(pathlib.Path, "write_bytes", write_bytes)
+    done = make("copy.tflite")
+    assert done.status == 1 and done.err == (
+        f"error: [Errno 28] No space left on device: '{tmp_path / 'depth' / '1.png'}'\n")
 
 
 @pytest.mark.parametrize("error, status", [(OSError(28, "No space left on device"), 1), (KeyboardInterrupt(), 130)])
@@ -88,7 +147,7 @@ def test_run_that_was_cut_short_leaves_whole_maps_and_goes_on_there(photos, make
     assert done.status == status and "Traceback" not in done.err
     assert "No space left" in done.err or status == 130
     monkeypatch.setattr(utils, "write_image", write_image)
-    there = {path: path.stat().st_mtime_ns for path in (tmp_path / "depth").iterdir()}
+    there = {path: path.stat().st_mtime_ns for path in (tmp_path / "depth").glob("*.png")}
     assert set(there) == set(written)
     again = make("copy.tflite")
     assert again.status == 0 and "3 made, 3 kept" in again.out
@@ -112,14 +171,14 @@ def test_unreadable_photo_is_named_and_the_others_are_done(photos, make, tmp_pat
         [line] = [line for line in done.err.splitlines() if str(folder / name) in line]
         assert line.startswith("error: ") and reason in line
     assert "2 made, 0 kept, 2 photos failed" in done.out
-    assert {path.name for path in (tmp_path / "depth").iterdir()} == {"1.png", "3.png"}
+    assert maps_in(tmp_path / "depth") == {"1.png", "3.png"}
 
 
 def test_single_photo_will_do(photos, network_file, call, tmp_path):
     folder = photos({"1": (64, 64), "2": (64, 64)})
     done = call(make_depth_maps, f"model={network_file('copy.tflite')}", f"images_dir={folder / '2.png'}",
                 f"depth_dir={tmp_path / 'depth'}")
-    assert done.status == 0 and [path.name for path in (tmp_path / "depth").iterdir()] == ["2.png"]
+    assert done.status == 0 and maps_in(tmp_path / "depth") == {"2.png"}
 
 
 # A data set ----------------------------------------------------------------------------------------------------------
@@ -130,7 +189,7 @@ def test_data_set_gets_maps_that_testing_accepts(network_file, call, tmp_path):
         utils.write_image(tmp_path / split / "original" / f"{name}.jpg", smooth_photo((131, 97)))
     done = call(make_depth_maps, f"model={network_file('copy')}", f"dataset_dir={tmp_path}")
     assert (done.status, done.err) == (0, "")
-    assert len(list((tmp_path / "train" / "original_depth").iterdir())) == 2
+    assert maps_in(tmp_path / "train" / "original_depth") == {"1.png", "2.png"}
     [pair] = load_dataset.find_test_photos(tmp_path)
     assert load_dataset.load_input(pair).shape == (48, 65, 4)
 
@@ -184,7 +243,16 @@ def test_preview_leaves_out_photos_that_failed_and_shows_maps_that_were_there(ph
     assert Image.open(tmp_path / "sheet.jpg").height == make_depth_maps.PREVIEW_SIZE[1]
 
 
-def test_preview_overwrites_nothing(photos, make, tmp_path):
+def test_preview_is_replaced_by_the_next(photos, make, tmp_path):
+    photos({"1": (64, 64)})
+    for name in ("sheet.png", "sheet.jpg"):
+        assert make("copy.tflite", f"preview={tmp_path / name}", "replace=true").status == 0
+        first = (tmp_path / name).read_bytes()
+        assert make("copy.tflite", f"preview={tmp_path / name}", "replace=true", "output=depth").status == 0
+        assert (tmp_path / name).read_bytes() != first
+
+
+def test_preview_overwrites_nothing_else(photos, make, tmp_path):
     photos({"1": (64, 64)})
     (tmp_path / "holiday.jpg").write_bytes(b"dear")
     done = make("copy.tflite", f"preview={tmp_path / 'holiday.jpg'}")

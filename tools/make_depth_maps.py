@@ -5,10 +5,11 @@
 
 The network is an ONNX or TFLite file, a SavedModel folder or a Keras file that takes an RGB image and gives one
 channel. A depth map is an 8-bit grey PNG of half the photo's width and height, rounded down, bright = near. Photos that
-have one keep it.
+have one keep it. depth_maps.json beside the maps holds the settings that made them.
 """
 
 import functools
+import json
 import math
 import pathlib
 import sys
@@ -23,6 +24,8 @@ from support import own_photos
 from support.depth_networks import OUTPUTS, PRESETS, open_network
 from utils import DataError, Parameter, UsageError
 
+NOTE = "depth_maps.json"  # in the folder of the depth maps: what made them
+SOFTWARE_TAG, PREVIEW_SOFTWARE = 0x0131, "PyNET Bokeh: preview of depth maps"  # EXIF 2.32: what wrote a picture
 PREVIEWED, PREVIEW_SIZE = 6, (480, 360)  # photos on the contact sheet, spread evenly over all, and their pixels
 
 PARAMETERS = (
@@ -42,6 +45,7 @@ PARAMETERS = (
     Parameter("size", int, None, "longer side of the input, if the network takes any size", 1,
               default_text="512, or the preset's"),
     Parameter("multiple", int, 32, "both sides are rounded to multiples of this", 1),
+    Parameter("replace", bool, False, "make depth maps that exist anew"),
     Parameter("preview", str, None, "contact sheet to write, as FILE.png or FILE.jpg", default_text="none"),
 )
 USAGE = ("python -m tools.make_depth_maps model=FILE (images_dir=PHOTOS depth_dir=FOLDER | dataset_dir=FOLDER) "
@@ -51,26 +55,32 @@ USAGE = ("python -m tools.make_depth_maps model=FILE (images_dir=PHOTOS depth_di
 def main(argv):
     """Makes the depth maps that the arguments ask for. Returns the exit status: 1 if a photo got none."""
     settings = utils.parse_arguments(argv, PARAMETERS, USAGE)
-    preset, sheet = read_preset(settings), pathlib.Path(settings.preview or "")
-    if settings.preview and (sheet.exists() or sheet.suffix.lower() not in (".png", ".jpg")):
+    preset, sheet = read_preset(settings), settings.preview and pathlib.Path(settings.preview)
+    if sheet and (sheet.suffix.lower() not in (".png", ".jpg") or sheet.exists() and not is_our_preview(sheet)):
         raise UsageError(f"preview={sheet}: must be a new file that ends in .png or .jpg")
     warnings.simplefilter("ignore")  # Pillow's about odd metadata, TFLite's about its successor; errors are raised
     photos = find_photos(settings)
-    folders = {path.parent.resolve() for path in (*photos, *photos.values())}
-    if settings.preview and sheet.parent.resolve() in folders:
+    if sheet and sheet.parent.resolve() in {path.parent.resolve() for path in (*photos, *photos.values())}:
         raise UsageError(f"preview={sheet}: must not lie among the photos or the depth maps")
+    note = note_of(settings, preset)
+    kept = [] if settings.replace else [depth for depth in photos.values() if is_there(depth)]
+    check_notes(kept, note)
+    to_depth = open_network(settings.model, preset, settings.output_name) if len(kept) < len(photos) else None
+    if settings.replace:
+        photos = {path: replace(depth) for path, depth in photos.items()}
+    if to_depth:
+        for folder in {depth.parent for depth in photos.values()}:
+            (folder / NOTE).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
     # Training takes a data set's photos as they lie in the file, so their depth maps have to lie as they do.
     decode = functools.partial(load_dataset.read_image, mode="RGB") if settings.dataset_dir else own_photos.read_photo
-    kept = sum(depth.exists() for depth in photos.values())
-    to_depth = open_network(settings.model, preset, settings.output_name) if kept < len(photos) else None
     previewed = {}
-    if settings.preview:
+    if sheet:
         previewed = dict(list(photos.items())[::math.ceil(len(photos) / PREVIEWED)])
         make_depth_maps(previewed, decode, to_depth)
         write_preview(sheet, previewed, decode)
     make_depth_maps({path: photos[path] for path in photos if path not in previewed}, decode, to_depth)
-    failed = sum(not depth.exists() for depth in photos.values())
-    print(f"Depth maps: {len(photos) - kept - failed} made, {kept} kept, {failed} photos failed")
+    failed = sum(not is_there(depth) for depth in photos.values())
+    print(f"Depth maps: {len(photos) - len(kept) - failed} made, {len(kept)} kept, {failed} photos failed")
     return 1 if failed else 0
 
 
@@ -121,9 +131,47 @@ def find_photos(settings):
         pairs, without = own_photos.find_pairs(images_dir, depth_dir, **suffixes)
         if any(pair.photo.samefile(pair.map) for pair in pairs):
             raise UsageError(f"depth_dir={depth_dir}: holds the photos; name another folder for the depth maps")
+        without += [pair.photo for pair in pairs if not is_there(pair.map)]
         photos |= {pair.photo: pair.map for pair in pairs}
         photos |= {path: depth_dir / f"{path.stem}.png" for path in without}
     return photos
+
+
+# Depth maps that are there already -----------------------------------------------------------------------------------
+
+
+def is_there(depth):
+    """Returns whether a depth map exists and is not empty, as a full disk may leave it."""
+    return depth.is_file() and depth.stat().st_size > 0
+
+
+def note_of(settings, preset):
+    """Returns the settings that decide what a depth map looks like, as JSON gives them back."""
+    model = pathlib.Path(settings.model)
+    note = {"model": model.name, "bytes": model.stat().st_size if model.is_file() else None, **preset._asdict(),
+            "fit": preset.fit and preset.fit.__name__, "output_name": settings.output_name}
+    return json.loads(json.dumps(note))
+
+
+def check_notes(kept, note):
+    """Raises UsageError where the notes beside the depth maps that are kept say that other settings made them."""
+    for path in sorted({depth.parent / NOTE for depth in kept}):
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            other = [f"{name}={before[name]}" for name in note if before[name] != note[name]]
+        except FileNotFoundError:
+            continue
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f"{path}: is damaged; replace=true makes its depth maps anew") from None
+        if other:
+            raise UsageError(f"{path.parent}: holds depth maps that were made with {', '.join(other)}; replace=true "
+                             "makes them anew")
+
+
+def replace(depth):
+    """Deletes a depth map. Returns the path of the one that takes its place."""
+    depth.unlink(missing_ok=True)
+    return depth.with_suffix(".png")
 
 
 # From the photo to the depth map -------------------------------------------------------------------------------------
@@ -131,7 +179,7 @@ def find_photos(settings):
 
 def make_depth_maps(photos, decode, to_depth):
     """Writes those depth maps of {photo: depth map} that do not exist yet, and names the photos that fail."""
-    missing = {path: depth for path, depth in photos.items() if not depth.exists()}
+    missing = {path: depth for path, depth in photos.items() if not is_there(depth)}
     progress = utils.ProgressLine(0, len(missing), "depth maps:")
     for number, (path, depth) in enumerate(missing.items(), 1):
         try:
@@ -152,8 +200,19 @@ def write_preview(sheet, photos, decode):
             continue
         rows[path.name] = np.hstack([ImageOps.pad(picture, PREVIEW_SIZE, color="white") for picture in pictures])
     if rows:
-        utils.write_image(sheet, np.vstack(list(rows.values())))
+        mark = Image.Exif()
+        mark[SOFTWARE_TAG] = PREVIEW_SOFTWARE
+        utils.write_image(sheet, np.vstack(list(rows.values())), {"exif": mark.tobytes()})
         print(f"Preview: {sheet} shows {', '.join(rows)} beside their depth maps: near must be bright", flush=True)
+
+
+def is_our_preview(path):
+    """Returns whether `write_preview` wrote a file, which may be overwritten then."""
+    try:
+        with Image.open(path) as image:
+            return image.getexif().get(SOFTWARE_TAG) == PREVIEW_SOFTWARE
+    except Exception:  # Pillow raises many kinds
+        return False
 
 
 if __name__ == "__main__":
