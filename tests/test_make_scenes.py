@@ -11,12 +11,13 @@ import scipy.ndimage
 from PIL import Image
 
 import load_dataset
-from tools import make_scenes
-from tools.make_scenes import Layer
+from tools import make_scenes, scene_textures, thin_lens
+from tools.thin_lens import Layer, Lens, confusion_diameter, expose
 from utils import DataError
 
 SIZE = 240, 160
 FOCUS = 1000.0
+LENS = Lens(FOCUS)
 
 
 def layer(rgba, distance, left=0, top=0):
@@ -32,7 +33,7 @@ def flat(light, size=SIZE, margin=0):
 
 def distance_of_disc(diameter, size=SIZE):
     """The distance behind the focus from which a point becomes a disc of that diameter."""
-    return FOCUS / (1 - diameter / make_scenes.confusion_diameter(np.inf, FOCUS, size))
+    return FOCUS / (1 - diameter / confusion_diameter(np.inf, LENS, size))
 
 
 # Files ---------------------------------------------------------------------------------------------------------------
@@ -101,7 +102,7 @@ def test_a_folder_without_a_readable_photo_is_named(tmp_path, name, complaint):
 def test_own_photos_become_textures(tmp_path, monkeypatch):
     """Photos that are all of one red make the scenes redder than any that are made without."""
     Image.new("RGB", (80, 60), (255, 0, 0)).save(tmp_path / "red.png")
-    monkeypatch.setattr(make_scenes, "PHOTO_SHARE", 1)
+    monkeypatch.setattr(scene_textures, "PHOTO_SHARE", 1)
 
     def redness(photos):
         return np.mean([make_scenes.make_scene((96, 64), seed, photos)[0] @ [1, -0.5, -0.5] for seed in range(2)])
@@ -135,7 +136,7 @@ def test_subject_stays_and_background_loses_its_detail():
     size, sharp, blurred = (480, 320), [], []
     for seed in range(4):
         layers, focus = make_scenes._make_layers(size, (), np.random.default_rng(seed))
-        photo, bokeh = (make_scenes.expose(layers, at, size).mean(axis=0) for at in (None, focus))
+        photo, bokeh = (expose(layers, at, size).mean(axis=0) for at in (None, Lens(focus)))
         index = seen_layers(layers, size)
         subjects = [number for number, one in enumerate(layers) if one.distance == focus]
         in_focus, behind = (scipy.ndimage.binary_erosion(mask, iterations=14)
@@ -151,7 +152,7 @@ def seen_layers(layers, size):
     """The index of the nearest layer that covers each pixel."""
     index = np.zeros(size[::-1], int)
     for number, one in enumerate(layers):
-        (below,), rgba = make_scenes._overlap(index[np.newaxis], one.rgba, one.left, one.top)
+        (below,), rgba = thin_lens.overlap(index[np.newaxis], one.rgba, one.left, one.top)
         below[rgba[3] > 0.01] = number
     return index
 
@@ -182,19 +183,66 @@ def test_depth_maps_are_as_soft_and_uneven_as_those_of_photos():
     np.testing.assert_allclose(slopes, [0.0022, 0.0069, 0.0235], rtol=0.4)
 
 
+# Focus maps ----------------------------------------------------------------------------------------------------------
+
+
+def test_focus_map_says_the_disc_of_each_pixel():
+    """255 in focus, and 255 (1 - c / 120) where the disc has c pixels of a photo that is 1536 wide."""
+    size, lens = (1536, 1024), Lens(FOCUS, 0.5)
+    near = layer(np.ones((4, 600, 600)), FOCUS, left=400, top=200)
+    expected = 255 * (1 - confusion_diameter(8000, lens, size) / 120)
+    for seed in range(4):
+        random = np.random.default_rng(seed)
+        focus_map = make_scenes.focus_map([layer(flat(0.5, size), 8000), near], lens, size, random)
+        assert focus_map.shape == (512, 768) and focus_map.dtype == np.uint8
+        assert focus_map[130:370, 230:470].min() > 240
+        assert np.abs(focus_map[:, :150] - expected).max() < 12
+
+
+def test_closed_aperture_leaves_everything_sharp_and_the_focus_map_white():
+    layers = [layer(flat(0.5), 8000), layer(np.ones((4, 60, 60)), FOCUS, left=40, top=20)]
+    closed = Lens(FOCUS, 0.0)
+    assert np.all(make_scenes.focus_map(layers, closed, SIZE, np.random.default_rng(0)) == 255)
+    assert np.array_equal(expose(layers, closed, SIZE), expose(layers, None, SIZE))
+
+
+def test_lens_varies_in_training_scenes_with_focus_maps():
+    """Apertures from closed to one and a half, focus on the subject, on something behind it, and on the background."""
+    near = 1 / np.linspace(800, 8000, 100).reshape(10, 10)
+    random = np.random.default_rng(0)
+    lenses = [make_scenes._choose_lens(near, 1000, SIZE, random) for _ in range(400)]
+    closed, opened = ([lens for lens in lenses if bool(lens.aperture) == is_open] for is_open in (False, True))
+    apertures, focuses = zip(*((lens.aperture, lens.focus) for lens in opened))
+    assert 0.02 < len(closed) / len(lenses) < 0.1
+    assert 0.1 <= min(apertures) < 0.13 and 1.1 < max(apertures) <= 1.5 and 0.3 < np.median(apertures) < 0.5
+    assert 0.5 < np.mean(np.equal(focuses, 1000)) < 0.7 and 0.1 < np.mean(np.equal(focuses, 8000)) < 0.2
+    discs = [confusion_diameter(1 / near, lens, SIZE).max() for lens in opened]
+    assert max(discs) <= 120 * 240 / 1536 + 1e-6  # what a focus map can say
+
+
+def test_focus_maps_of_test_scenes_belong_to_the_same_photos_and_targets_as_depth_maps(tmp_path):
+    for maps in ("depth", "focus"):
+        make_scenes.write_dataset(tmp_path / maps, 1, 1, size=(192, 128), seed=5, maps=maps)
+    for kind in ("original", "bokeh"):
+        depth, focus = (tmp_path / maps / "test" / kind / "0.jpg" for maps in ("depth", "focus"))
+        assert depth.read_bytes() == focus.read_bytes()
+    assert not (tmp_path / "focus" / "test" / "original_depth").exists()
+    assert (tmp_path / "focus" / "test" / "original_focus" / "0.png").exists()
+
+
 # The camera ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("distance, diameter", [(1000, 0), (2000, 50.35), (500, 100.70), (1e9, 100.70)])
 def test_disc_of_confusion_follows_the_thin_lens_formula(distance, diameter):
     """50 mm f/1.8 focused at 1 m, for a photo that is 1536 pixels wide: A f |z - z_f| / (z (z_f - f)) on the sensor."""
-    assert make_scenes.confusion_diameter(distance, 1000, (1536, 1024)) == pytest.approx(diameter, abs=0.01)
+    assert confusion_diameter(distance, Lens(1000), (1536, 1024)) == pytest.approx(diameter, abs=0.01)
 
 
 @pytest.mark.parametrize("light, value", [(0, 0), (0.002, 7), (0.2140, 127.5), (0.5, 188), (1, 255), (40, 255)])
 def test_light_is_encoded_as_srgb(light, value):
     """IEC 61966-2-1: 1.055 light^(1 / 2.4) - 0.055 above 0.0031308, 12.92 light below."""
-    assert make_scenes.develop(np.full((3, 1, 1), light, np.float32)) == pytest.approx(value, abs=0.51)
+    assert thin_lens.develop(np.full((3, 1, 1), light, np.float32)) == pytest.approx(value, abs=0.51)
 
 
 @pytest.mark.parametrize("diameter", [2.0, 13, 15, 27, 29, 60])
@@ -205,7 +253,7 @@ def test_highlight_becomes_a_disc_of_the_right_size_and_keeps_its_energy(diamete
     """
     point = np.zeros((4, 160, 240))
     point[:3, 80, 120], point[3] = 1000, 1
-    light = make_scenes.expose([layer(point, distance_of_disc(diameter))], FOCUS, SIZE)[0]
+    light = expose([layer(point, distance_of_disc(diameter))], LENS, SIZE)[0]
     assert light.sum() == pytest.approx(1000, rel=1e-4)
     x, share = np.arange(240), light.sum(axis=0) / light.sum()
     centre = (x * share).sum()
@@ -218,7 +266,7 @@ def test_sharp_object_keeps_its_edge_before_a_blurred_background():
     stripes = flat(0, margin=40)
     stripes[:3, :, ::2] = 1
     behind = layer(stripes, distance_of_disc(12), left=-40, top=-40)
-    light = make_scenes.expose([behind, layer(flat(0.2, (100, 80)), FOCUS, left=70, top=40)], FOCUS, SIZE)[0]
+    light = expose([behind, layer(flat(0.2, (100, 80)), FOCUS, left=70, top=40)], LENS, SIZE)[0]
     assert np.all(light[40:120, 70:170] == np.float32(0.2))
     light[40:120, 70:170] = 0.5
     assert np.abs(light - 0.5).max() < 0.1
@@ -227,8 +275,8 @@ def test_sharp_object_keeps_its_edge_before_a_blurred_background():
 def test_blurred_foreground_spreads_over_what_is_behind_it():
     """Half of the light at its edge is the background's, and beyond the disc's radius all of it."""
     before = layer(np.stack([np.zeros((160, 120))] * 3 + [np.ones((160, 120))]), FOCUS * 0.9)
-    radius = make_scenes.confusion_diameter(FOCUS * 0.9, FOCUS, SIZE) / 2
-    row = make_scenes.expose([layer(flat(1.0), FOCUS), before], FOCUS, SIZE)[0, 80]
+    radius = confusion_diameter(FOCUS * 0.9, LENS, SIZE) / 2
+    row = expose([layer(flat(1.0), FOCUS), before], LENS, SIZE)[0, 80]
     beyond = int(120 + radius + 3)
     assert row[119:121].mean() == pytest.approx(0.5, abs=0.03)
     assert row[beyond:].min() == pytest.approx(1, abs=1e-5) and row[30:int(119 - radius - 3)].max() < 1e-5
@@ -237,11 +285,11 @@ def test_blurred_foreground_spreads_over_what_is_behind_it():
 @pytest.mark.parametrize("seed", range(3))
 def test_slanted_plane_has_no_seams_and_rises_to_the_subjects_distance(seed, monkeypatch):
     """Of one colour all over, its bands cannot be told apart, but for the blurred edge at its far end."""
-    monkeypatch.setattr(make_scenes, "_lit", lambda image, _: np.float32(flat(0.5, image.reduce(2).size)))
-    bands = make_scenes._make_plane(SIZE, 60, FOCUS, 5000, np.random.default_rng(seed))
+    monkeypatch.setattr(make_scenes, "lit", lambda image, _: np.float32(flat(0.5, image.reduce(2).size)))
+    bands = make_scenes._make_plane(SIZE, 60, LENS, 5000, np.random.default_rng(seed))
     distances = [band.distance for band in bands]
     assert np.all(np.diff(distances) < 0) and distances[0] > 3500 and distances[-1] < 1.3 * FOCUS
-    light = make_scenes.expose(bands, FOCUS, SIZE)[0]
+    light = expose(bands, LENS, SIZE)[0]
     assert np.mean(light > 0.499) > 0.2 and light.max() < 0.5001
     profile = light[60] if light.std(axis=0).max() < 1e-3 else light[:, 120]
     assert np.all(np.diff(profile) > -1e-4)  # rises once, from nothing to the plane
