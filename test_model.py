@@ -20,7 +20,7 @@ import numpy as np
 
 import load_dataset
 import utils
-from support import checkpoints, devices, own_photos, results_page, training_log
+from support import checkpoints, devices, image_metrics, own_photos, results_page, training_log
 from utils import DataError, Parameter, UsageError, tf
 
 BORDER = 32  # pixels cut off on every side before the metrics
@@ -195,11 +195,11 @@ def measure(image, target):
 
     image: float32 (height, width, 3) in [0, 1]; target: uint8 of the same shape.
     """
-    metrics = {"PSNR": (tf.image.psnr, 1), "SSIM": (tf.image.ssim, utils.SSIM_SIDE),
-               "MS-SSIM": (tf.image.ssim_multiscale, utils.MS_SSIM_SIDE)}
+    metrics = {"PSNR": (image_metrics.psnr, 1), "SSIM": (image_metrics.ssim, utils.SSIM_SIDE),
+               "MS-SSIM": (image_metrics.ms_ssim, utils.MS_SSIM_SIDE)}
     image, target = (tf.constant(np.float32(whole[np.newaxis, BORDER:-BORDER, BORDER:-BORDER]))
                      for whole in (image, target))
-    return {name: float(metric(image, target / 255, 1.0)[0]) if min(image.shape[1:3]) >= smallest_side else math.nan
+    return {name: float(metric(image, target / 255)[0]) if min(image.shape[1:3]) >= smallest_side else math.nan
             for name, (metric, smallest_side) in metrics.items()}
 
 

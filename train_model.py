@@ -14,7 +14,7 @@ from PIL import Image
 
 import load_dataset
 import utils
-from support import checkpoints, devices, runs, starts, training_log
+from support import checkpoints, devices, image_metrics, runs, starts, training_log
 from utils import DataError, Parameter, UsageError, tf
 
 DEFAULT_ITERATIONS = {7: 5000, 6: 5000, 5: 20000, 4: 20000, 3: 30000, 2: 80000, 1: 100000}  # the paper's schedule
@@ -69,7 +69,8 @@ def loss(level, output, target, vgg19=None):
     if "content" in weights and vgg19:
         total += weights["content"] * content_loss(vgg19, output, target)
     if "ssim" in weights:
-        total += weights["ssim"] * (1 - tf.reduce_mean(tf.image.ssim(output, target, 1.0)))
+        # of the index map, because `tf.image.ssim` itself averages inaccurately (support/image_metrics.py)
+        total += weights["ssim"] * (1 - tf.reduce_mean(tf.image.ssim(output, target, 1.0, return_index_map=True)))
     return total
 
 
@@ -98,7 +99,7 @@ def metrics(level, output, target, vgg19=None):
         found["content"] = content_loss(vgg19, output, target)
     found |= {"mse": tf.reduce_mean(tf.math.squared_difference(output, target)), "l1": l1_loss(output, target)}
     if min(target.shape[1:3]) >= utils.MS_SSIM_SIDE:
-        found["ms-ssim"] = tf.reduce_mean(tf.image.ssim_multiscale(output, target, 1.0))
+        found["ms-ssim"] = tf.reduce_mean(image_metrics.ms_ssim(output, target))
     return found
 
 

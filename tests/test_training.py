@@ -10,6 +10,7 @@ import types
 import numpy as np
 import pytest
 import tensorflow as tf
+import test_image_metrics
 from conftest import QUICK
 from PIL import Image
 
@@ -58,6 +59,19 @@ def test_metrics_are_the_loss_and_the_references_content_mse_l1_and_ms_ssim(loss
     found = {name: float(value) for name, value in train_model.metrics(1, *loss_pair, vgg19).items()}
     assert found == {"loss": float(train_model.loss(1, *loss_pair, vgg19)), "content": loss_terms["content"],
                      "mse": loss_terms["mse"], "l1": loss_terms["l1"], "ms-ssim": loss_terms["ms_ssim"]}
+
+
+def test_printed_numbers_of_large_patches_are_those_of_float64():
+    pictures = test_image_metrics.pictures(1024, 1024)
+    output, target = (tf.constant(picture[np.newaxis]) for picture in pictures)
+    found = train_model.metrics(1, output, target)
+    luminance, structure = test_image_metrics.float64_index_maps(*pictures)
+    difference = np.abs(np.subtract(*pictures, dtype=np.float64))
+    expected = {"l1": difference.mean(), "mse": np.square(difference).mean(),
+                "ms-ssim": test_image_metrics.float64_ms_ssim(*pictures)}
+    expected["loss"] = 10 * expected["l1"] + 10 * (1 - (luminance * structure).mean())
+    assert {name: float(value) for name, value in found.items()} == {
+        name: pytest.approx(value, rel=2e-5) for name, value in expected.items()}
 
 
 def test_content_needs_vgg_and_ms_ssim_176_pixels(loss_pair):

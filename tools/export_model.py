@@ -18,7 +18,7 @@ from PIL import Image
 import test_model
 import utils
 from load_dataset import MAPS, PHOTOS
-from support import checkpoints, devices
+from support import checkpoints, devices, image_metrics
 from utils import DataError, Parameter, UsageError, first_line, tf
 
 FORMATS = {"": "saved_model", ".tflite": "tflite", ".keras": "keras", ".onnx": "onnx"}  # by the ending of the file
@@ -206,7 +206,8 @@ def compare(network, settings, path):
     expected = test_model.make_renderer(network, settings.level)(inputs, (2 * width, 2 * height))
     batch = np.float32(inputs[np.newaxis])
     found = load(path, settings.format)(*np.split(batch, [PHOTOS.channels], -1))[0]
-    difference, psnr = np.abs(found - expected).max(), float(tf.image.psnr(found, expected, 1.0))
+    difference = np.abs(found - expected).max()
+    psnr = float(image_metrics.psnr(found[np.newaxis], expected[np.newaxis])[0])
     measured = f"largest difference from the network {difference:.2g}, PSNR {psnr:.1f} dB"
     print(f"Loaded and tried on a photo of {width} x {height}: {measured}")
     close = psnr >= LOWEST_PSNR if settings.precision == "float16" else difference <= LARGEST_DIFFERENCE
