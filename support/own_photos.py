@@ -21,8 +21,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")  # by content; JPEG with the MPO of ph
 MODES_OF_NUMBERS = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # of Pillow, with one channel of more than 8 bits
 SMALLEST_SIDE = 64  # pixels of a photo's shorter side
 SIDEWAYS_TOLERANCE = 0.05  # of the aspect, for a depth map that was made of a photo before it was turned upright
-LARGEST_DISC = 120 / 1536  # diameter of the disc of confusion where a focus map is 0, in shares of the longer side
-UNEVENNESS = 8  # differences in a depth map, 0-255, that count as none: what is flat is never quite even in it
 DATE_TAG, EXIF_TAGS = 0x0132, 0x8769  # EXIF 2.32: date and time of change; where the tags of the shot lie
 SHOT_DATE_TAGS = (0x9003, 0x9004, 0x9010, 0x9011, 0x9012)  # taken, digitised, and the offsets from UTC of all three
 PROFILE_SPACE = slice(16, 20)  # ICC.1: bytes of a colour profile that name its colour space
@@ -213,25 +211,3 @@ def _fit_to_photo(depth, size, name):
                         f"{size_text(size)} at half size; turn the depth map")
     resized = np.asarray(load_dataset.resize(Image.fromarray(depth), size))
     return np.uint8(np.clip(np.round(resized), 0, 255))
-
-
-# Focus maps ----------------------------------------------------------------------------------------------------------
-
-
-def largest_disc(size):
-    """Returns the diameter in pixels of the largest disc of confusion that a focus map can say, for (width, height)."""
-    return LARGEST_DISC * max(size)
-
-
-def depth_difference(depth, at_focus):
-    """Returns how far depths, uint8 0-255, are from the depth in focus, float; small differences count as none."""
-    return np.maximum(np.abs(np.float64(depth) - at_focus) - UNEVENNESS, 0)
-
-
-def focus_map(depth, at_focus, strength):
-    """Makes a focus map of a depth map, both uint8 (height, width): 255 in focus, 0 where the disc is the largest.
-
-    1 / distance is linear in the depth map, and the diameter of the disc of confusion is linear in its difference from
-    that in focus (thin lens). strength: a factor, how much of the largest disc a difference of 255 makes.
-    """
-    return np.uint8(np.clip(np.round(255 - strength * depth_difference(depth, at_focus)), 0, 255))

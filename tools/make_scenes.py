@@ -23,7 +23,7 @@ from scipy import ndimage
 
 import load_dataset
 import utils
-from support import own_photos
+from support import focus_maps, own_photos
 from tools.scene_textures import (
     LIGHT_OF_SRGB,
     choose_colours,
@@ -149,7 +149,7 @@ def _choose_lens(near, subject, size, random):
     if target != "subject" and behind.size:
         focus = 1 / (random.choice(behind) if target == "behind" else near.min())
     largest = confusion_diameter(1 / np.array([near.min(), near.max()]), Lens(focus), size).max()
-    limit = own_photos.largest_disc(size) / max(largest, 1e-6)  # what a focus map can say
+    limit = focus_maps.largest_disc(size) / max(largest, 1e-6)  # what a focus map can say
     return Lens(focus, min(log_uniform(random, *APERTURES), limit))
 
 
@@ -179,7 +179,7 @@ def depth_map(layers, size, random):
 
 
 def focus_map(layers, lens, size, random):
-    """Returns what `own_photos.focus_map` makes of a depth map, uint8 (height // 2, width // 2), bright = in focus.
+    """Returns what `focus_maps.focus_map` makes of a depth map, uint8 (height // 2, width // 2), bright = in focus.
 
     The depth map errs, the focus is read off it where the truth is in focus, and the aperture is the one that fits the
     truth best; so the map has the errors that a user's has.
@@ -191,10 +191,10 @@ def focus_map(layers, lens, size, random):
     depth = utils.to_uint8((depth - low) / max(high - low, 1e-6))
     near = inverse_distance(layers, size)[1::2, 1::2]  # as many rows and columns as the map has
     diameter = confusion_diameter(1 / near, lens, size)
-    blur = 255 * diameter / own_photos.largest_disc(size)
+    blur = 255 * diameter / focus_maps.largest_disc(size)
     at_focus = np.median(depth[diameter <= max(2, np.percentile(diameter, 2))])
-    difference = own_photos.depth_difference(depth, at_focus)
-    return own_photos.focus_map(depth, at_focus, np.sum(difference * blur) / max(np.sum(difference ** 2), 1))
+    difference = focus_maps.difference(depth, at_focus)
+    return focus_maps.focus_map(depth, at_focus, np.sum(difference * blur) / max(np.sum(difference ** 2), 1))
 
 
 def inverse_distance(layers, size):
