@@ -2,8 +2,11 @@
 
 import contextlib
 import difflib
+import errno
 import importlib
+import io
 import math
+import os
 import pathlib
 import re
 import sys
@@ -14,6 +17,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+try:
+    import fcntl  # noqa: F401
+except ImportError:
+    raise SystemExit("error: this needs Linux or macOS; on Windows, run it in WSL2") from None
+
 MODELS = pathlib.Path("models")
 ORIGINAL = MODELS / "original" / "pynet_bokeh_level_0"  # prefix of the released weights
 SMALL = MODELS / "small" / "pynet_bokeh_small"  # prefix of the small network's weights
@@ -22,6 +30,7 @@ FULL_RESOLUTION = RESULTS / "full-resolution"
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 SSIM_SIDE, MS_SSIM_SIDE = 11, 11 * 2 ** 4  # smallest images: SSIM's window, and the same at the coarsest of five scales
+CLEAR_LINE = "\r\033[K"  # on a terminal
 REQUIRED = "required"  # the default of a parameter that has none
 
 
@@ -143,20 +152,53 @@ _KINDS = {  # pattern of the text, how it is read, what it must be; int() and fl
 
 
 def run(main):
-    """Calls main(arguments) and returns the exit status; an error is one message on stderr, without a traceback."""
+    """Calls main(arguments) and returns the exit status; an error is one line on stderr, without a traceback."""
+    _open_streams()
+    status, problem = 1, None
     try:
-        return main(sys.argv[1:]) or 0
+        status = main(sys.argv[1:]) or 0
+    except SystemExit as leaving:
+        status = leaving.code or 0
     except UsageError as error:
-        print("error:", *str(error).split(), file=sys.stderr)  # one line, whatever the arguments held
-        return 2
+        status, problem = 2, f"error: {' '.join(str(error).split())}"
     except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 130
+        status, problem = 130, "stopped"
     except BrokenPipeError:  # whoever read the output has gone
-        return 1
+        pass
     except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        problem = f"error: {error}"
+    lost = _flush(sys.stdout)
+    if lost:
+        status = status or 1
+        problem = problem if problem and lost not in problem else f"error: stdout: cannot be written ({lost})"
+    if problem:
+        say(problem, sys.stderr, start="\n" if status == 130 else "")
+    _flush(sys.stderr)
+    return status
+
+
+def _open_streams():
+    """Leads a closed stdout to nowhere, a closed stderr to stdout, and shows what an encoding lacks as escapes."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            os.dup2(1 if number == 2 else os.open(os.devnull, os.O_WRONLY), number)
+            setattr(sys, name, open(number, "w", buffering=1, closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _flush(stream):
+    """Writes what a stream holds. Returns why that failed; None also where its terminal or reader has gone.
+
+    What could not be written is discarded: Python would try once more in the end, and complain.
+    """
+    try:
+        stream.flush()
+    except OSError as error:
+        if isinstance(stream, io.TextIOWrapper):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return None if error.errno in (errno.EIO, errno.EPIPE) else error.strerror
 
 
 def first_line(error):
@@ -164,15 +206,20 @@ def first_line(error):
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def say(text, file=None, end="\n"):
-    """Prints at once; a terminal that is gone, or a full disk behind it, does not end a training."""
+def printable(text):
+    """Returns text with escapes in place of control characters, which names of files may hold."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in str(text))
+
+
+def say(text, file=None, start="", end="\n"):
+    """Prints a line at once; a terminal that is gone, or a full disk behind it, does not end a training."""
     with contextlib.suppress(OSError):
-        print(text, end=end, file=file or sys.stdout, flush=True)
+        print(f"{start}{printable(text)}", end=end, file=file or sys.stdout, flush=True)
 
 
 def warn(text, kind="warning"):
     """Prints a line on stderr, after clearing a live progress line."""
-    say(("\r\033[K" if sys.stdout.isatty() else "") + f"{kind}: {text}", file=sys.stderr)
+    say(f"{kind}: {text}", sys.stderr, CLEAR_LINE if sys.stdout.isatty() else "")
 
 
 class ProgressLine:
@@ -194,12 +241,12 @@ class ProgressLine:
         rate = (done - self._first) / (now - self._started)
         left = duration((self._total - done) / rate)
         line = f"{self._what} {done}/{self._total} | {text} | {rate:.3g} it/s | {left} left"
-        say(f"\r\033[K{line}" if self._live else line, end="" if self._live else "\n")
+        say(line, start=CLEAR_LINE if self._live else "", end="" if self._live else "\n")
 
     def clear(self):
         """Makes room for other output."""
         if self._live:
-            say("\r\033[K", end="")
+            say("", start=CLEAR_LINE, end="")
 
 
 def duration(seconds):

@@ -5,18 +5,20 @@ of structs. Two layouts are in use, which differ in the order of the structs' fi
 are stored width x height x in x out.
 """
 
+import hashlib
 import pathlib
 
 import numpy as np
 import scipy.io
 import tensorflow as tf
 
-from utils import DataError
+from utils import DataError, warn
 
 MEAN_RGB = (123.68, 116.779, 103.939)  # of ImageNet's photos, subtracted from the input
 BLOCKS = ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512))  # convolutions and feature maps between two poolings
 CONTENT_LAYER = "relu5_4"
 DOWNLOAD = "http://www.vlfeat.org/matconvnet/models/imagenet-vgg-verydeep-19.mat"
+SHA256 = "abdb57167f82a2a1fbab1e1c16ad9373411883f262a1a37ee5db2e6fb0044695"
 
 
 def load_vgg19(path):
@@ -27,6 +29,12 @@ def load_vgg19(path):
     """
     if not pathlib.Path(path).is_file():
         raise DataError(f"{path}: no such file; get VGG-19 from {DOWNLOAD}")
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    if digest.hexdigest() != SHA256:  # SciPy's reader can crash on a damaged file
+        warn(f"{path}: is not the file of {DOWNLOAD}; where it is damaged, Python can crash")
     try:
         layers = scipy.io.loadmat(str(path), variable_names=["layers"], squeeze_me=False)["layers"]
         stored = {str(layer["name"][0, 0][0]): layer for layer in layers.ravel()}  # MATLAB's scalars are 1 x 1 arrays
@@ -68,5 +76,7 @@ def _kernel_and_bias(layer, shape):
     kernel, bias = layer["weights"][0, 0].ravel()
     if kernel.shape != shape or bias.size != shape[-1]:
         raise ValueError(f"{layer['name'][0, 0][0]} has a kernel of {kernel.shape}, not {shape}")
+    if not (np.isfinite(kernel).all() and kernel.any() and np.isfinite(bias).all()):
+        raise ValueError(f"the weights of {layer['name'][0, 0][0]} are 0 or not finite")
     kernel = np.transpose(kernel, (1, 0, 2, 3))  # width x height -> height x width
     return tf.constant(kernel, tf.float32), tf.constant(bias.ravel(), tf.float32)

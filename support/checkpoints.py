@@ -4,6 +4,7 @@ A checkpoint is a pair of files in TensorFlow's V2 format, PREFIX.index and PREF
 variables under the names that the original TensorFlow 1 code gave them.
 """
 
+import atexit
 import contextlib
 import errno
 import json
@@ -11,6 +12,7 @@ import os
 import pathlib
 import re
 import shutil
+import tempfile
 import time
 
 import load_dataset
@@ -121,9 +123,25 @@ def _open(prefix):
         if not _file(prefix, suffix).is_file():
             raise DataError(f"{_file(prefix, suffix)}: is missing; a checkpoint is an .index and a .data file")
     try:
-        return tf.train.load_checkpoint(str(prefix))
+        return tf.train.load_checkpoint(plain_path(prefix, SUFFIXES))
     except Exception as error:
         raise _damaged(prefix, error) from None
+
+
+def plain_path(path, suffixes=("",)):
+    """Returns `path` as text, for TensorFlow, which reads brackets as a pattern and takes no names but in UTF-8.
+
+    Such a path becomes a link to it, or to the files path + suffix that there are; the end of the process deletes it.
+    """
+    if not re.search(r"[][*?\\\udc80-\udcff]", str(path)):
+        return str(path)
+    path = os.path.abspath(path)
+    folder = pathlib.Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for suffix in suffixes:
+        if os.path.exists(path + suffix):
+            (folder / f"link{suffix}").symlink_to(path + suffix)
+    return str(folder / "link")
 
 
 def _damaged(prefix, error):

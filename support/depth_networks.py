@@ -15,7 +15,7 @@ from PIL import Image
 
 import load_dataset
 import utils
-from support import devices
+from support import checkpoints, devices
 from utils import DataError, first_line, tf
 
 PERCENTILES = 1, 99  # of inverse depth: what becomes 0 and 255; what lies outside is clipped
@@ -246,7 +246,7 @@ def load_tflite(path):
 
 def load_saved_model(path):
     """Loads a SavedModel folder as a `Network`: its signature serving_default."""
-    loaded = tf.saved_model.load(str(path))
+    loaded = tf.saved_model.load(checkpoints.plain_path(path))
     name, spec = next(iter(loaded.signatures["serving_default"].structured_input_signature[1].items()))
 
     def run(batch):  # through `loaded`, which holds the variables

@@ -26,11 +26,13 @@ def start_tensorflow(use_gpu=True, precision="float32"):
     TensorFlow's own messages back.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ["KERAS_BACKEND"] = "tensorflow"
+    os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_USE_LEGACY_KERAS": "0"}
     if not use_gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3":
         _import_quietly()
+    tf.keras.config.set_image_data_format("channels_last")  # whatever the user's keras.json says
+    tf.keras.config.set_floatx("float32")
     gpus = tf.config.list_physical_devices("GPU") if use_gpu else []
     tf.config.set_visible_devices(gpus, "GPU")
     for gpu in gpus:

@@ -166,7 +166,7 @@ def shared_by_workers(settings, run, prefix, train_pairs):
 def fingerprint(pairs):
     """Tells a list of photos from another: returns their number, and a checksum of their names."""
     names = "\n".join(pair.name for pair in pairs)
-    return {"count": len(pairs), "names_sha256": hashlib.sha256(names.encode()).hexdigest()}
+    return {"count": len(pairs), "names_sha256": hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()}
 
 
 class Saver:

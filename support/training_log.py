@@ -19,7 +19,7 @@ import numpy as np
 import PIL
 
 from support import checkpoints, devices
-from utils import MODELS, DataError, first_line, say, tf, warn
+from utils import MODELS, DataError, first_line, printable, say, tf, warn
 
 LOG = MODELS / "logs.txt"
 CURVES = MODELS / "tensorboard"
@@ -38,8 +38,12 @@ def log_line(iteration, losses, test):
 
 def append_to_log(line):
     """Adds a line to models/logs.txt."""
-    with open(LOG, "a", encoding="utf-8") as log:
-        print(line, file=log)
+    try:
+        with open(LOG, "a", encoding="utf-8") as log:
+            print(printable(line), file=log)
+    except OSError as error:
+        error.filename = str(LOG)  # a full disk names none
+        raise
 
 
 def next_run(level):

@@ -97,6 +97,24 @@ def test_names_of_folders_do_not_confuse_it(tmp_path, folder, monkeypatch):
     assert values_of(restored) == values_of(variables(1))
 
 
+@pytest.mark.parametrize("name", ["[b]", "a*b?", "a\\b", "\udce9"])
+def test_tensorflow_reads_paths_that_hold_patterns_or_odd_bytes(name, tmp_path):
+    folder = tmp_path / name
+    folder.mkdir()
+    checkpoints.save_checkpoint(variables(1), tmp_path / "plain")
+    for suffix in (DATA, INDEX):
+        shutil.copy(f"{tmp_path}/plain{suffix}", f"{folder}/{name}.ckpt{suffix}")
+    restored = variables(2)
+    checkpoints.restore_checkpoint(restored, folder / f"{name}.ckpt")
+    assert values_of(restored) == values_of(variables(1))
+
+    module = tf.Module()
+    module.weight = tf.Variable(3.0)
+    tf.saved_model.save(module, str(tmp_path / "saved"))
+    shutil.copytree(tmp_path / "saved", folder / name)
+    assert float(tf.saved_model.load(checkpoints.plain_path(folder / name)).weight) == 3
+
+
 # What a checkpoint says about its network ----------------------------------------------------------------------------
 
 

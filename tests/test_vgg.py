@@ -1,5 +1,7 @@
 """vgg.py: the features of VGG-19, read from either layout of the .mat file."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import scipy.io
@@ -27,12 +29,15 @@ def vgg19_of_both_layouts(request):
     return request.getfixturevalue("older_vgg19" if request.param == "older" else "vgg19")
 
 
-def write_mat(path, **shapes):
-    """Writes a .mat of the right structure. shapes: of the kernels that are in it, by the names of their layers."""
+def write_mat(path, value=1, **shapes):
+    """Writes a .mat of the right structure. shapes: of the kernels that are in it, by the names of their layers.
+
+    value: of all weights.
+    """
     cells = np.empty((1, len(shapes)), object)
     for index, (name, shape) in enumerate(shapes.items()):
         weights = np.empty((1, 2), object)
-        weights[0, 0], weights[0, 1] = np.zeros(shape, np.float32), np.zeros((1, shape[-1]), np.float32)
+        weights[0, 0], weights[0, 1] = np.full(shape, value, np.float32), np.zeros((1, shape[-1]), np.float32)
         cells[0, index] = {"name": name, "type": "conv", "weights": weights}
     scipy.io.savemat(path, {"layers": cells})
 
@@ -116,3 +121,18 @@ def test_first_convolution_that_is_missing_or_of_another_shape_is_named(tmp_path
     path = tmp_path / "vgg.mat"
     write_mat(path, **kernels)
     assert_refused(path, named)
+
+
+@pytest.mark.parametrize("value", [0, np.nan, np.inf])
+def test_weights_that_are_0_or_not_finite_are_refused(value, tmp_path):
+    path = tmp_path / "vgg.mat"
+    write_mat(path, value, conv1_1=(3, 3, 3, 64))
+    assert_refused(path, "the weights of conv1_1 are 0 or not finite")
+
+
+def test_a_file_that_is_not_the_known_one_is_read_with_a_warning(vgg_file, capsys, monkeypatch):
+    vgg.load_vgg19(vgg_file)
+    assert capsys.readouterr().err.startswith(f"warning: {vgg_file}: is not the file of {vgg.DOWNLOAD}; ")
+    monkeypatch.setattr(vgg, "SHA256", hashlib.sha256(vgg_file.read_bytes()).hexdigest())
+    vgg.load_vgg19(vgg_file)
+    assert capsys.readouterr().err == ""

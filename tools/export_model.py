@@ -56,7 +56,7 @@ def main(argv):
     utils.prepare_folders(out.parent)
     devices.start_tensorflow(use_gpu=False)  # a GPU would round differently from the exported file on the CPU
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-        partial = pathlib.Path(folder) / out.name
+        partial = pathlib.Path(checkpoints.plain_path(folder)) / f"model{out.suffix}"
         network = restore(settings.level, prefix)
         print(f"Weights: {prefix}")
         try:
