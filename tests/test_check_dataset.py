@@ -1,5 +1,6 @@
 """tools/check_dataset.py: every damage is found before a training, every file counted, every next command named."""
 
+import pathlib
 import re
 import shutil
 import subprocess
@@ -27,7 +28,8 @@ def sound(tmp_path_factory):
     for seed, (split, number) in enumerate([*(("train", number) for number in range(6)), ("test", 0), ("test", 1)]):
         spots = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), np.uint8)
         photo = Image.fromarray(spots).resize(SIZE, Image.Resampling.BICUBIC)
-        depth = photo.convert("L").resize((SIZE[0] // 2, SIZE[1] // 2))
+        tones = np.random.default_rng([seed]).integers(0, 200, (3, 4), np.uint8) + np.uint8([[0], [20], [55]])
+        depth = Image.fromarray(tones).resize((SIZE[0] // 2, SIZE[1] // 2))
         for file, image in (("original/{}.jpg", photo), ("original_depth/{}.png", depth), ("bokeh/{}.jpg", photo)):
             path = folder / split / file.format(number)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +52,8 @@ def test_sound_files_are_counted(check):
     done = check()
     assert (done.status, done.err) == (0, "")
     assert done.out == ("train: 6 photos, 6 depth maps, 6 targets\n"
-                        "test: 2 photos, 2 depth maps, 2 targets\nAll files are sound.\n"
+                        "Preview: results/depth_maps.jpg shows 0.jpg, 2.jpg, 4.jpg beside their depth maps: near must "
+                        "be bright\ntest: 2 photos, 2 depth maps, 2 targets\nAll files are sound.\n"
                         "Then: python train_model.py level=7 dataset_dir=data patch_size=192\n")
 
 
@@ -81,6 +84,69 @@ def test_every_kind_of_damage_is_found(check, tmp_path):
         "Problems to repair: 7", "Missing depth maps: 1. This makes them:",
         "  python -m tools.make_depth_maps model=FILE dataset_dir=data",
         "Then: python -m tools.check_dataset dataset_dir=data patch_size=192"]
+
+
+def side_by_side(photo, depth):
+    """What Depth Anything's own program writes by default, at the size of a depth map."""
+    both = np.hstack([photo.convert("L").resize(SIZE), depth.resize(SIZE)])
+    return Image.fromarray(both).resize(depth.size, Image.Resampling.BICUBIC)
+
+
+NO_DEPTH_MAPS = {  # what the line says of it, and how it is made of a photo and its depth map
+    "has nearly one tone, 128 to 128 of 0 to 255": lambda photo, depth: Image.new("L", depth.size, 128),
+    "has nearly one tone, 0 to 1 of 0 to 255": lambda photo, depth: depth.point(lambda value: value // 200),
+    "shows in its left half the photo": side_by_side,
+    "is the photo": lambda photo, depth: photo.convert("L").resize(depth.size)}
+
+
+@pytest.mark.parametrize("reason", NO_DEPTH_MAPS)
+def test_picture_that_is_no_depth_map_is_named(check, reason):
+    paths = "data/train/original/3.jpg", "data/train/original_depth/3.png"
+    NO_DEPTH_MAPS[reason](*map(Image.open, paths)).save(paths[1])
+    done = check()
+    assert done.status == 1 and done.err.count("\n") == 1
+    assert done.err.startswith(f"error: data/train/original_depth/3.png: {reason}")
+
+
+def test_inverted_depth_maps_are_said_where_they_are_many(tmp_path, call, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_scenes.write_dataset("data", train_count=12, test_count=1, size=(192, 160))
+    for path in pathlib.Path("data/train/original_depth").iterdir():  # as if all stood on the ground
+        depth = np.float32(Image.open(path)) / 4 + np.linspace(0, 190, 80)[:, np.newaxis]
+        Image.fromarray(np.uint8(depth)).save(path)
+    check = check_dataset, "dataset_dir=data", "patch_size=64"
+    assert call(*check)[::2] == (0, "")
+    for path in pathlib.Path("data/train/original_depth").iterdir():
+        Image.open(path).point(lambda value: 255 - value).save(path)
+    done = call(*check)
+    assert done.status == 0 and done.err == (
+        "warning: data/train: most depth maps are darker below, where things are nearer in most photos; bright must be "
+        "near: look at results/depth_maps.jpg\n")
+
+
+def test_slopes_tell_inverted_maps_beyond_chance_alone():
+    slopes = np.array([87, 53, 78, 118, 82, 52, -16, 58])  # of eight photos of EBB!
+    assert check_dataset.seem_inverted(-slopes) and not check_dataset.seem_inverted(slopes)
+    assert not check_dataset.seem_inverted(-slopes[:7]) and not check_dataset.seem_inverted([])
+    assert not check_dataset.seem_inverted(slopes - slopes.mean() - 5)
+    tone = np.repeat(np.uint8([[10], [0], [30]]), 5, axis=0)
+    assert check_dataset.slope_of(Image.fromarray(tone)) == 20
+
+
+def test_three_photos_are_shown_beside_their_depth_maps(check):
+    check()
+    width, height = make_depth_maps.PREVIEW_SIZE
+    assert Image.open("results/depth_maps.jpg").size == (2 * width, 3 * height)
+    assert check("use_depth=false").status == 0
+
+
+def test_too_large_val_size_gets_one_that_works(check):
+    done = check("val_size=6")
+    assert done.status == 1 and "data/train: has 6 sound pairs, val_size=6 needs more" in done.err
+    assert done.out.splitlines()[-2:] == [
+        "train/ has only 6 targets: val_size=1 takes the last pairs of train/ instead",
+        "Then: python -m tools.check_dataset dataset_dir=data patch_size=192 val_size=1"]
+    assert check("val_size=1").status == 0
 
 
 def test_photos_smaller_than_two_patches_are_named(check):
@@ -218,9 +284,10 @@ def write_download(folder):
 
 
 def write_depth_network(path):
-    """Writes a stand-in for MiDaS: a Keras network of any size that gives the green channel."""
+    """Writes a stand-in for MiDaS: a Keras network of any size that gives the green channel, without its detail."""
     convolution = tf.keras.layers.Conv2D(1, 1, use_bias=False)
-    network = tf.keras.Sequential([tf.keras.Input([None, None, 3]), convolution])
+    network = tf.keras.Sequential([tf.keras.Input([None, None, 3]), convolution,
+                                   *(tf.keras.layers.AveragePooling2D(32, 1, "same") for _ in range(2))])
     convolution.set_weights([np.float32([0, 1, 0]).reshape(1, 1, 3, 1)])
     network.save(path)
 

@@ -1,22 +1,31 @@
 """Decodes every file of a data set before training: python -m tools.check_dataset [dataset_dir=ebb_dataset/].
 
-Reports what is missing, damaged, of a wrong size or pixel format, and pairs that do not show the same scene. Ends with
-the commands that bring the data set to a training.
+Reports what is missing, damaged, of a wrong size or pixel format, pairs that do not show the same scene, and pictures
+that are no depth maps. Shows three photos beside their depth maps in results/depth_maps.jpg. Ends with the commands
+that bring the data set to a training.
 """
 
+import functools
 import pathlib
 import shlex
 import sys
 
 import numpy as np
+from PIL import Image, ImageFilter
 
 import load_dataset
 import utils
+from tools import make_depth_maps
 from utils import DataError, Parameter
 
 MIN_RESEMBLANCE = 0.7  # pairs of one scene are well above 0.8, photos of different scenes around 0
 CELL = 64  # side of the squares, in pixels, whose means are compared
 MIN_CONTRAST = 8.0  # standard deviation of these means, 0-255; below it they tell nothing
+MIN_SPREAD = 16  # grey levels between the 1st and the 99th percentile of a depth map; EBB!'s have 200 or more
+DETAIL_SIZE = 96, 64  # width and height at which the detail of photo and depth map are compared
+MAX_LIKENESS = 0.8  # correlation of that; on EBB! it is up to 0.44, and 1 where a depth map is the photo in grey
+PREVIEW, PREVIEWED = utils.RESULTS / "depth_maps.jpg", 3  # the photos that are shown with their depth maps
+MIN_MAPS, MIN_CERTAINTY = 8, 3  # maps, and standard errors of their mean slope, to call a data set inverted
 CONTENTS = {"photo": "photos", "map": "{} maps", "bokeh": "targets"}  # of the fields of a `Pair`
 VAL294 = 294  # test pairs of the split that papers on EBB! report
 SPLIT_NAMES = {"train": ("train",), "test": ("test", "val")}  # how the folder of a split may begin, in lower case
@@ -53,12 +62,19 @@ def check_split(settings, split):
         problems.append(f"{folder / load_dataset.MAPS[kind].name}: no such folder, or no .jpg or .png in it")
     if settings.val_size >= len(pairs) > 0:
         problems.append(f"{folder}: has {len(pairs)} sound pairs, val_size={settings.val_size} needs more")
-    progress = utils.ProgressLine(0, len(pairs), f"{split}:")
-    for done, found in enumerate(load_dataset.stream(check_pair, pairs, ahead=16), 1):
+    progress, slopes = utils.ProgressLine(0, len(pairs), f"{split}:"), []
+    for done, (found, slope) in enumerate(load_dataset.stream(check_pair, pairs, ahead=16), 1):
         problems += found
+        slopes += [] if slope is None else [slope]
         progress.update(done, f"{len(problems)} problems")
     progress.clear()
     print(f"{split}:", ", ".join(f"{len(files[field])} {what.format(kind)}" for field, what in CONTENTS.items()))
+    if seem_inverted(slopes):
+        utils.warn(f"{folder}: most depth maps are darker below, where things are nearer in most photos; bright must "
+                   f"be near: look at {PREVIEW}")
+    if slopes and split == "train":
+        shown = {pair.photo: pair.map for pair in pairs[::-(-len(pairs) // PREVIEWED)]}
+        make_depth_maps.write_preview(PREVIEW, shown, functools.partial(load_dataset.read_image, mode="RGB"))
     return problems
 
 
@@ -87,9 +103,11 @@ def next_steps(argv, settings, splits, problems):
     if settings.use_depth and photos - maps:
         make = ["python", "-m", "tools.make_depth_maps", "model=FILE", f"dataset_dir={folder}"]
         lines += [f"Missing depth maps: {len(photos - maps)}. This makes them:", f"  {shlex.join(make)}"]
-    if not settings.val_size and not any(split == "test" for split, _ in targets):
+    too_many = settings.val_size >= len(targets) > 1
+    if too_many or not settings.val_size and not any(split == "test" for split, _ in targets):
         val_size = f"val_size={VAL294 if len(targets) > VAL294 else max(1, len(targets) // 5)}"
-        lines += [f"test/ has no targets to measure on: {val_size} takes the last pairs of train/ instead"]
+        why = f"train/ has only {len(targets)} targets" if too_many else "test/ has no targets to measure on"
+        lines += [f"{why}: {val_size} takes the last pairs of train/ instead"]
         command = [*(word for word in command if not word.startswith("val_size=")), val_size]
     return [*lines, f"Then: {shlex.join(command)}"]
 
@@ -115,8 +133,8 @@ def find_moves(folder):
 
 
 def check_pair(pair):
-    """Decodes the files of a pair. Returns their problems, a list of texts."""
-    images, problems = {}, []
+    """Decodes the files of a pair. Returns (their problems, a list of texts; the slope of its depth map, or None)."""
+    images, problems, slope = {}, [], None
     for field in load_dataset.folders(pair.kind):
         try:
             images[field] = getattr(pair, field) and load_dataset.read(pair, field)
@@ -124,7 +142,42 @@ def check_pair(pair):
             problems.append(str(error))
     if pair.bokeh and not problems and resemblance(images["photo"], images["bokeh"]) < MIN_RESEMBLANCE:
         problems.append(f"{pair.bokeh}: does not show the scene of {pair.photo}")
-    return problems
+    if pair.kind == "depth" and not problems:
+        problems += [f"{pair.map}: {reason}" for reason in depth_map_problems(images["photo"], images["map"])]
+        slope = slope_of(images["map"])
+    return problems, slope
+
+
+def depth_map_problems(photo, depth):
+    """Returns the reasons why a grey Pillow image cannot be the depth map of a photo, a list of texts."""
+    low, high = np.percentile(depth, (1, 99))
+    if high - low < MIN_SPREAD:
+        return [f"has nearly one tone, {low:.0f} to {high:.0f} of 0 to 255"]
+    width, height = depth.size
+    parts = {"is": (0, 0, width, height), "shows in its left half": (0, 0, width // 2, height),
+             "shows in its right half": (width // 2, 0, width, height)}
+    detail = fine_detail(photo)
+    with np.errstate(invalid="ignore", divide="ignore"):  # where one is without detail
+        likeness = {what: np.corrcoef(detail, fine_detail(depth.crop(box)))[0, 1] for what, box in parts.items()}
+    return [f"{what} the photo" for what, value in likeness.items() if value > MAX_LIKENESS]
+
+
+def fine_detail(image):
+    """Returns what is left of a small grey copy of a Pillow image without its soft parts: float32 (pixels,)."""
+    small = image.convert("L").resize(DETAIL_SIZE, Image.Resampling.BOX)
+    return (np.float32(small) - np.float32(small.filter(ImageFilter.BoxBlur(2)))).ravel()
+
+
+def slope_of(depth):
+    """Returns how much brighter the lower third of a grey Pillow image is than its upper third, in grey levels."""
+    upper, _, lower = np.array_split(np.asarray(depth, np.float32), 3)
+    return float(lower.mean() - upper.mean())
+
+
+def seem_inverted(slopes):
+    """Returns whether maps are darker below by more than chance. Of EBB!'s eight samples seven are brighter, by 64."""
+    return (len(slopes) >= MIN_MAPS
+            and np.mean(slopes) < -MIN_CERTAINTY * np.std(slopes, ddof=1) / np.sqrt(len(slopes)))
 
 
 def resemblance(photo, bokeh):
