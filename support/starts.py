@@ -1,7 +1,7 @@
 """What do levels begin with under kernel_start="he", besides random kernels? What is tedious to learn.
 
 A network learns brightness first, then blue against orange, and red against green last; and levels 2 and 1 find little
-of the photo's detail in the few maps that reach them. docs/training.md has the trials.
+of the photo's detail in the few maps that reach them. docs/lab_notes.md has the trials.
 """
 
 import numpy as np
