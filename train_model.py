@@ -40,6 +40,8 @@ PARAMETERS = (
     Parameter("eval_step", int, 1000, "iterations between two checkpoints, with metrics and visual crops", 1),
     Parameter("learning_rate", float, 5e-5, "of Adam", 1e-12, 1),
     Parameter("restore_iter", int, None, "iteration of level N+1 to start from", 1, default_text="last saved"),
+    Parameter("weights", str, None, "checkpoint to start from, as a prefix, instead of level N+1: fine-tuning",
+              default_text="none"),
     Parameter("num_train_iters", int, None, "iterations to train", 1,
               default_text=", ".join(map(str, DEFAULT_ITERATIONS.values())) + " for levels 7 ... 1"),
     Parameter("vgg_dir", str, "vgg_pretrained/imagenet-vgg-verydeep-19.mat",
@@ -197,6 +199,8 @@ def check_arguments(settings):
     """Raises UsageError for values that do not go together."""
     if settings.level == 7 and settings.restore_iter:
         raise UsageError("restore_iter: level 7 is the first to be trained and starts from no other level")
+    if settings.weights and settings.restore_iter:
+        raise UsageError("restore_iter: says where in level N+1 to start, and weights= elsewhere; leave one out")
     if settings.patch_size % 32:
         raise UsageError(f"patch_size={settings.patch_size}: must be a multiple of 32")
     if settings.micro_batch and settings.micro_batch > settings.batch_size:
@@ -218,9 +222,9 @@ def train(settings, worker, run, weights, before, vgg_file, train_pairs, test_pa
     strategy = devices.choose_strategy(worker)  # before anything is computed
     vgg19 = vgg.load_vgg19(vgg_file) if vgg_file else None  # before the network, because the file may be wrong
     with strategy.scope():
-        pynet = model.build_pynet(patch_size, patch_size, None if before else settings.seed, settings.precision,
-                                  load_dataset.input_channels(train_pairs[0].kind), float(settings.width),
-                                  settings.kernel_start)
+        pynet = model.build_pynet(patch_size, patch_size, None if before or settings.weights else settings.seed,
+                                  settings.precision, load_dataset.input_channels(train_pairs[0].kind),
+                                  float(settings.width), settings.kernel_start)
         network = model.network_for_level(pynet, level)
         if before:
             checkpoints.restore_checkpoint(pynet.variables, weights)
@@ -283,9 +287,14 @@ def train(settings, worker, run, weights, before, vgg_file, train_pairs, test_pa
 def start_level(pynet, prefix, settings):
     """Restores what level N+1 has trained, and nothing else: a level can be changed without training those above again.
 
-    The rest keeps its random start, but for what He's start says. `prefix` is None for level 7.
+    The rest keeps its random start, but for what He's start says. `prefix` is None for level 7. With weights= all is
+    restored, and nothing begins anew.
     """
     import model
+    if settings.weights:
+        checkpoints.restore_checkpoint(pynet.variables, prefix)
+        starts.lower_level_2(pynet, settings.level)
+        return
     if prefix:
         checkpoints.restore_checkpoint(model.variables_of_level(pynet, settings.level + 1), prefix)
     if settings.kernel_start == "he":

@@ -71,8 +71,8 @@ def find_start(settings):
         for name, value in before.settings.items():
             if name not in settings.given or name == "kernel_start":  # which has had its effect
                 setattr(settings, name, value)
-        if settings.restore_iter:
-            print(f"Note: restore_iter={settings.restore_iter} is not used, since there is a state to resume")
+        for name in {"restore_iter", "weights"} & settings.given:
+            print(f"Note: {name}={getattr(settings, name)} is not used, since there is a state to resume")
         if run.iteration == settings.num_train_iters:  # the last one gets a checkpoint, and metrics
             run.evaluated &= run.iteration in checkpoints.saved_iterations(level)
         if not is_done(settings, run):
@@ -84,7 +84,13 @@ def find_start(settings):
         print(f"Note: this run of level {level} starts anew; resume=true would go on after iteration "
               f"{before.run.iteration}")
     run, prefix = Run(name=training_log.next_run(level), start="from random weights"), None
-    if level < 7:
+    if settings.weights:
+        prefix = pathlib.Path(settings.weights)
+        if not checkpoints.exists(prefix):
+            raise DataError(f"weights={prefix}: no such checkpoint; it must be {prefix}.index and a .data file, given "
+                            "without these endings")
+        run.start = f"from all weights of {prefix}"
+    elif level < 7:
         prefix, iteration = checkpoints.find_checkpoint(level + 1, settings.restore_iter)
         run.start = f"from level {level + 1}, iteration {iteration}"
         run.iterations_above = training_log.iterations_above(level, iteration)
@@ -129,7 +135,7 @@ def follow_checkpoint(settings, prefix):
     for name, value in found.items():
         if name in settings.given and getattr(settings, name) != value:
             raise DataError(f"{prefix}: is of a network with {name}={str(value).lower()}; leave {name}= out, or start "
-                            "at level 7 with it")
+                            "at level 7 with it, from random weights")
         setattr(settings, name, value)
 
 
@@ -152,7 +158,7 @@ def find_vgg19(settings):
 def inherited(settings):
     """Returns {name: value} of the settings that a resumed run takes over: all but those that say where to start."""
     return {name: value for name, value in vars(settings).items()
-            if name not in ("level", "restore_iter", "resume", "given")}
+            if name not in ("level", "restore_iter", "weights", "resume", "given")}
 
 
 def shared_by_workers(settings, run, prefix, train_pairs):

@@ -10,6 +10,7 @@ from utils import tf
 
 BINOMIAL = np.outer((1, 2, 1), (1, 2, 1)) / 16  # turns repeated pixels into a bilinear enlargement
 BRIGHTNESS_MAPS = 4  # one for each pixel of the 2x2 square that the first block sees as one
+RAISED = 1.3  # black is -1.3 before the tanh
 
 
 def begin_level(pynet, level):
@@ -88,12 +89,23 @@ def _begin_as_sharp_level_3(get_layer, channels):
 
 def _begin_as_level_2(get_layer, channels):
     """Level 1: what level 2 shows, enlarged bilinearly. Its maps are raised, so that black passes the leaky ReLU."""
-    raised = np.full(3, 1.3, np.float32)  # black, -1.3, becomes 0, which the head also sees outside the picture
+    raised = np.full(3, RAISED, np.float32)  # black becomes 0, which the head also sees outside the picture
     get_layer("level_2_head").bias.assign_add(raised)
     upsampling = np.zeros((3, 3, 3, 3), np.float32)
     upsampling[:2, :2] = np.eye(3)
     get_layer("level_1_upsampler").kernel.assign(upsampling)
     get_layer("level_1_head").set_weights([np.multiply.outer(BINOMIAL, np.eye(3)), -raised])
+
+
+def lower_level_2(pynet, level):
+    """Takes back how `_begin_as_level_2` raised level 2, for a level above 1 that starts from weights of level 1.
+
+    With the raised maps level 2 itself would be far too bright. Level 1 then has none of the bias that undid it.
+    """
+    level_1, level_2 = (_layers(pynet)(f"level_{number}_head").bias for number in (1, 2))
+    if level > 1 and np.allclose(level_1, -RAISED, rtol=0, atol=0.1):
+        level_2.assign_add(level_1)
+        level_1.assign(tf.zeros_like(level_1))
 
 
 def _layers(pynet):

@@ -134,3 +134,14 @@ def test_level_1_begins_as_the_bilinear_enlargement_of_level_2_with_black_around
     expected = tf.image.resize(np.pad(level_2, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=black), (132, 132))
     output = model.network_for_level(pynet, 1)(noise)
     np.testing.assert_allclose(output, 0.58 * np.tanh(expected[:, 2:-2, 2:-2]) + 0.5, rtol=0, atol=1e-5)
+
+
+def test_level_2_that_starts_from_weights_of_level_1_is_as_bright_as_before_level_1_began(noise):
+    pynet = start(width=0.125, levels=(7, 3, 2))
+    before = layers(pynet, "level_2_head")(noise).numpy()
+    starts.begin_level(pynet, 1)
+    starts.lower_level_2(pynet, 1)
+    assert np.all(layers(pynet, "level_2_head")(noise).numpy() > before + 1), "level 1 itself needs the raised maps"
+    for _ in range(2):  # weights that were lowered once are left as they are
+        starts.lower_level_2(pynet, 2)
+        np.testing.assert_allclose(layers(pynet, "level_2_head")(noise), before, rtol=0, atol=1e-5)

@@ -261,10 +261,36 @@ def test_a_checkpoint_of_another_network_is_refused_for_testing_and_resuming_by_
             r"\[[\d, ]+\]; the checkpoint was written by another network\n", done.err)
 
 
+@pytest.mark.parametrize("level", [7, 2])
+def test_weights_starts_a_level_from_all_variables_of_any_checkpoint(
+        level, workplace, small_pynet, small_checkpoint, small_dataset, call, without_updates):
+    arguments = f"level={level}", *(set(QUICK) - {"width=0.125"}), f"dataset_dir={small_dataset}"
+    done = call(train_model, *arguments, f"weights={small_checkpoint}", "num_train_iters=1")
+    assert done.status == 0, done.err
+    assert f"Level {level} starts from all weights of {small_checkpoint}\n" in done.out
+    found = stored(level, 1)
+    assert len(found) == 440
+    for name, variable in small_pynet.variables.items():
+        np.testing.assert_array_equal(found[name], variable)
+
+    own = f"weights={checkpoints.checkpoint_prefix(level, 1)}"
+    done = call(train_model, *arguments, own, "num_train_iters=1")
+    assert done.status == 0 and stored(level, 1).keys() == found.keys(), done.err
+    done = call(train_model, f"level={level}", own, "resume=true", "num_train_iters=2")
+    assert done.status == 0 and f"Note: {own} is not used, since there is a state to resume" in done.out
+
+
+def test_weights_that_are_missing_or_given_beside_restore_iter_are_one_line(training, small_checkpoint):
+    done = training("level=6", f"weights={small_checkpoint}.index")
+    assert done.status == 1 and re.fullmatch(r"error: weights=.*\.index: no such checkpoint; .*\n", done.err)
+    done = training("level=6", f"weights={small_checkpoint}", "restore_iter=5")
+    assert done.status == 2 and done.err.startswith("error: restore_iter: ")
+
+
 def test_what_the_level_above_has_not_trained_keeps_its_random_start(small_checkpoint, small_pynet):
     pynet = model.build_pynet(64, 64, seed=5, width_multiplier=0.125)
     start = {name: variable.numpy() for name, variable in pynet.variables.items()}
-    train_model.start_level(pynet, small_checkpoint, types.SimpleNamespace(level=2, kernel_start="paper"))
+    train_model.start_level(pynet, small_checkpoint, types.SimpleNamespace(level=2, weights=None, kernel_start="paper"))
     above = model.variables_of_level(pynet, 3)
     for name, variable in pynet.variables.items():
         np.testing.assert_array_equal(variable, small_pynet.variables[name] if name in above else start[name])
@@ -281,7 +307,7 @@ def test_he_start_goes_on_from_the_restored_level_above(level, small_checkpoint,
 
     monkeypatch.setattr(starts, "begin_level", begin_level)
     for kernel_start in ("he", "paper"):
-        settings = types.SimpleNamespace(level=level, kernel_start=kernel_start)
+        settings = types.SimpleNamespace(level=level, weights=None, kernel_start=kernel_start)
         train_model.start_level(pynet, small_checkpoint if above else None, settings)
     assert begun == [level]
 
