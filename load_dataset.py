@@ -11,15 +11,17 @@ network trains, so memory does not grow with the number of photos.
 
 import collections
 import concurrent.futures
+import difflib
 import itertools
 import os
 import pathlib
 import re
 import threading
+import unicodedata
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat, PngImagePlugin
 
 import utils
 from utils import DataError
@@ -28,8 +30,14 @@ PATCH_SIZE = 512  # height and width of a training patch, in pixels of the photo
 DRAW_EVERY = 1000  # iterations for which one random draw of train_size photos serves
 SPLITS = ("train", "test")
 SUFFIXES = (".jpg", ".jpeg", ".png")
+OTHER_SUFFIXES = (".jfif", ".mpo", ".webp", ".tif", ".tiff", ".heic", ".heif", ".hif", ".avif", ".gif", ".bmp", ".jxl",
+                  ".jp2", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2")  # of photos, too
 FORMATS = ("JPEG", "PNG")  # by content, whatever the file name says
 MODES = {"RGB": ("RGB", "L", "P", "RGBA"), "L": ("L", "P", "RGB", "RGBA", "LA")}  # 8-bit modes, read as RGB and grey
+Image.MAX_IMAGE_PIXELS = 2 ** 27  # Pillow refuses pictures of more than twice as many; phones make 200 megapixels
+PngImagePlugin.MAX_TEXT_CHUNK = 2 ** 24  # bytes of a colour profile or text in a PNG, 1 MB without this
+TOO_LARGE = f"has more than {2 * Image.MAX_IMAGE_PIXELS // 10 ** 6} megapixels, which is too large"
+MAX_COLOUR = 4  # mean difference of the channels of a grey picture that is stored as RGB, of 255; JPEG makes 1 or 2
 
 
 class Folder(NamedTuple):
@@ -112,10 +120,12 @@ def find_kind(dataset_dir):
 def list_files(dataset_dir, split, kind):
     """Lists the files of a split, "train" or "test". This is the place for another layout, such as a table of files.
 
-    Returns {field of `Pair`: {name without suffix: path}} and a list of problems, texts that name a file.
+    Returns {field of `Pair`: {name without suffix: path}} and {path that is left out: reason}.
     """
-    problems, place = [], pathlib.Path(dataset_dir) / split
-    return {field: _images_by_name(place / folder.name, problems) for field, folder in folders(kind).items()}, problems
+    place = pathlib.Path(dataset_dir) / split
+    found = {field: images_by_name(place / folder.name) for field, folder in folders(kind).items()}
+    left_out = collections.ChainMap(*(reasons for _, reasons in found.values()))
+    return {field: images for field, (images, _) in found.items()}, left_out
 
 
 def survey(dataset_dir, split, for_training, kind="depth", patch_size=PATCH_SIZE):
@@ -124,17 +134,22 @@ def survey(dataset_dir, split, for_training, kind="depth", patch_size=PATCH_SIZE
     Where it is for_training, every photo needs a target, and must be large enough for a patch.
     Returns (the `Pair`s without a problem in numeric order, a list of problems as texts that name a file or folder).
     """
-    files, problems = list_files(dataset_dir, split, kind)
+    files, left_out = list_files(dataset_dir, split, kind)
+    problems = [f"{path}: {reason}" for path, reason in left_out.items()]
     required = {field: pathlib.Path(dataset_dir) / split / folder.name for field, folder in folders(kind).items()
                 if for_training or field != "bokeh"}
     empty = [place for field, place in required.items() if not files[field]]
     if empty:
         return [], problems + [f"{place}: no such folder, or no .jpg or .png in it" for place in empty]
-    names = set().union(*files.values()) if for_training else files["photo"]
+    names = set().union(*files.values()) if for_training else set(files["photo"])
+    names -= set(map(name_of, left_out))
+    whole = set(files["photo"]).intersection(*(files[field] for field in required))
+    unmatched = {field: [name for name in files[field] if name not in whole] for field in required}
     pairs = []
     for name in sorted(names, key=numeric_order):
-        missing = [place for field, place in required.items() if name not in files[field]]
-        problems += [f"{place / name}: no .jpg or .png of this name" for place in missing]
+        missing = {field: place for field, place in required.items() if name not in files[field]}
+        problems += [f"{place / name}: no .jpg or .png of this name{nearest(name, unmatched[field])}"
+                     for field, place in missing.items()]
         if not missing:
             paths = {field: files.get(field, {}).get(name) for field in ("photo", "map", "bokeh")}
             pairs.append(Pair(name, **paths, size=None, kind=kind))
@@ -145,15 +160,36 @@ def survey(dataset_dir, split, for_training, kind="depth", patch_size=PATCH_SIZE
     return [pair for pair, found in checked if not found], sorted(problems, key=numeric_order)
 
 
-def _images_by_name(folder, problems):
-    """Returns {name without suffix: path} of the images in a folder. Adds images of the same name to `problems`."""
-    images = {}
-    for path in sorted(folder.glob("[!.]*")):
-        if path.suffix.lower() in SUFFIXES:
-            if path.stem in images:
-                problems.append(f"{path}: has the same name as {images[path.stem].name}; keep one")
-            images[path.stem] = path
-    return images
+def images_by_name(folder, suffixes=SUFFIXES):
+    """Returns {name: path} of the pictures in a folder, in numeric order, and {path: reason} of those left out.
+
+    A name is without suffix and as people see it: composed (Unicode's NFC), with escapes where it is no UTF-8. Hidden
+    files, and files that are no pictures by their suffix, are ignored.
+    """
+    images, left_out = {}, {}
+    for path in sorted(pathlib.Path(folder).glob("[!.]*"), key=lambda path: numeric_order(path.name)):
+        name, suffix = name_of(path), path.suffix.lower()
+        if suffix in suffixes and not path.is_file():
+            left_out[path] = "is no file, or a link to a file that is missing"
+        elif suffix in suffixes and name in images:
+            left_out[path] = f"has the same name as {images[name].name}; keep one"
+        elif suffix in suffixes:
+            images[name] = path
+        elif suffix in OTHER_SUFFIXES:
+            left_out[path] = "is of a format that is not read here; save it as JPEG or PNG"
+    return images, left_out
+
+
+def name_of(path):
+    """Returns a file's name without suffix as people see it: composed, and with escapes for bytes that are no UTF-8."""
+    return unicodedata.normalize("NFC", path.stem).encode("utf-8", "backslashreplace").decode()
+
+
+def nearest(name, others):
+    """Returns "; the nearest is 7_depth" for 7 where this is among `others`, names without a counterpart, else ""."""
+    pattern = re.compile(rf"(?<![0-9]){re.escape(name)}(?![0-9])", re.IGNORECASE)
+    near = list(filter(pattern.search, others)) or (len(others) < 100 and difflib.get_close_matches(name, others))
+    return f"; the nearest is {near[0]}" if near else ""
 
 
 def _check_headers(pair, smallest):
@@ -241,7 +277,8 @@ def read(pair, field, decode=True):
 def read_image(path, mode, size=None, decode=True):
     """Returns a JPEG or PNG as a Pillow image of mode "RGB" or "L"; without `decode` its header only.
 
-    Raises DataError where it is damaged, of a pixel format that is not in MODES, or not of the (width, height) given.
+    What is transparent becomes white. Raises DataError where the file is damaged, too large, of a pixel format that is
+    not in MODES, not of the (width, height) given, or in colours where it must be grey.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
@@ -249,6 +286,8 @@ def read_image(path, mode, size=None, decode=True):
                 Image.open(path).verify()  # compares checksums, which decoding does not
             if decode:
                 image.load()
+    except Image.DecompressionBombError:
+        raise DataError(f"{path}: {TOO_LARGE}") from None
     except Exception as error:  # Pillow raises many kinds
         raise DataError(f"{path}: is damaged ({error})") from None
     if image.mode not in MODES[mode]:
@@ -256,7 +295,26 @@ def read_image(path, mode, size=None, decode=True):
         raise DataError(f"{path}: has the pixel format {image.mode}; convert it to 8-bit {wanted}")
     if size and image.size != size:
         raise DataError(f"{path}: is {size_text(image.size)}, must be {size_text(size)}")
-    return image.convert(mode) if decode and image.mode != mode else image
+    if not decode or image.mode == mode:
+        return image
+    if mode == "L":
+        check_grey(image, path)
+    return (on_white(image) if mode == "RGB" else image).convert(mode)
+
+
+def check_grey(image, path):
+    """Raises DataError where a Pillow image, which is to be a map, has colours."""
+    red, green, blue = image.convert("RGB").split()
+    if max(ImageStat.Stat(ImageChops.difference(red, other)).mean[0] for other in (green, blue)) > MAX_COLOUR:
+        raise DataError(f"{path}: is in colours; a depth map must be grey, bright where something is near")
+
+
+def on_white(image):
+    """Returns a Pillow image with what is transparent in white, since there may be anything in its colours."""
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
 
 
 def halve(image):

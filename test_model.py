@@ -20,7 +20,7 @@ import numpy as np
 
 import load_dataset
 import utils
-from support import checkpoints, devices, image_metrics, own_photos, results_page, training_log
+from support import checkpoints, depth_networks, devices, image_metrics, own_photos, results_page, training_log
 from utils import DataError, Parameter, UsageError, tf
 
 BORDER = 32  # pixels cut off on every side before the metrics
@@ -39,6 +39,7 @@ PARAMETERS = (
     Parameter("images_dir", str, None, "own photos to render instead: a folder or a file", default_text="none"),
     Parameter("depth_dir", str, None, "their depth maps: a folder or a file",
               default_text="those inside the photos"),
+    Parameter("depth_is", tuple(depth_networks.OUTPUTS), "inverse", "what the numbers of depth_dir mean"),
     Parameter("max_side", int, None, "longest side in pixels; larger own photos are made smaller",
               own_photos.SMALLEST_SIDE, default_text="as they are"),
 )
@@ -67,9 +68,11 @@ def check_arguments(settings):
     """Raises UsageError for arguments that do not go together, DataError without a data set."""
     check_weights(settings)
     use = "a data set; leave images_dir out" if settings.images_dir else "own photos, but images_dir is missing"
-    for name in ("dataset_dir", "val_size") if settings.images_dir else ("depth_dir", "max_side"):
+    for name in ("dataset_dir", "val_size") if settings.images_dir else ("depth_dir", "depth_is", "max_side"):
         if name in settings.given:
             raise UsageError(f"{name}: is for {use}")
+    if "depth_is" in settings.given and not settings.depth_dir:
+        raise UsageError("depth_is: is for the maps in depth_dir=; those inside photos say what they are")
     if settings.depth_dir and os.path.realpath(settings.images_dir) == os.path.realpath(settings.depth_dir):
         raise UsageError(f"depth_dir={settings.depth_dir}: is where the photos are; give the folder of the depth maps")
     folder, split = settings.dataset_dir, "train" if settings.val_size else "test"
@@ -145,7 +148,7 @@ def render_photo(settings, render, network_lock, suffix, pair):
     path = utils.FULL_RESOLUTION / (pair.name + suffix)
     try:
         if settings.images_dir:
-            photo, size, info = own_photos.load_input(pair, settings.max_side)
+            photo, size, info = own_photos.load_input(pair, settings.max_side, settings.depth_is)
         else:
             photo, size, info = load_dataset.load_input(pair), pair.size, {}
         if not min(size) >> (settings.level - 1):

@@ -4,6 +4,7 @@ A photo of any common format is read upright, in its colours, with 8 bits for ea
 number type is brought to half the photo's size, 8 bits, bright = near.
 """
 
+import io
 import pathlib
 
 import numpy as np
@@ -12,15 +13,21 @@ from PIL import Image, ImageOps
 import load_dataset
 from load_dataset import Pair, size_text
 from support import embedded_depth
+from support.depth_networks import OUTPUTS, PERCENTILES
+from support.embedded_depth import ORIENTATION
 from utils import DataError, warn
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
-DEPTH_SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".jpg", ".jpeg", ".webp")
-UNSUPPORTED_SUFFIXES = (".heic", ".heif", ".avif", ".gif", ".bmp", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw")
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")  # by content; JPEG with the MPO of phones, which has a preview behind it
+HEIF, AVIF = ("HEIF", "pillow-heif"), ("AVIF", "pillow>=11.3")  # formats and the packages that read them
+REQUIREMENTS = {".heic": HEIF, ".heif": HEIF, ".hif": HEIF, ".avif": AVIF}
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".webp", ".tif", ".tiff", *REQUIREMENTS)
+DEPTH_SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".npz", ".pfm", ".jpg", ".jpeg", ".webp")
+FORMATS = ("PNG", "WEBP", "TIFF")  # by content, beside those of phones
+DEPTH_FORMATS = ("PNG", "TIFF", "JPEG", "WEBP", "PPM")  # PPM is PFM, too
+MAX_DEPTH_PIXELS = 2 ** 26  # of a depth map; its numbers take several times 8 bytes each
+MAX_PROFILE = 2 ** 20  # bytes of a colour profile; Pillow, as it comes, opens no PNG with a larger one
 MODES_OF_NUMBERS = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # of Pillow, with one channel of more than 8 bits
 SMALLEST_SIDE = 64  # pixels of a photo's shorter side
-SIDEWAYS_TOLERANCE = 0.05  # of the aspect, for a depth map that was made of a photo before it was turned upright
+ASPECT_TOLERANCE = 0.05  # between a depth map and its photo
 DATE_TAG, EXIF_TAGS = 0x0132, 0x8769  # EXIF 2.32: date and time of change; where the tags of the shot lie
 SHOT_DATE_TAGS = (0x9003, 0x9004, 0x9010, 0x9011, 0x9012)  # taken, digitised, and the offsets from UTC of all three
 PROFILE_SPACE = slice(16, 20)  # ICC.1: bytes of a colour profile that name its colour space
@@ -29,11 +36,11 @@ PROFILE_SPACE = slice(16, 20)  # ICC.1: bytes of a colour profile that name its 
 def find_photos(images_dir, suffixes=SUFFIXES):
     """Returns {name without suffix: path} of the photos in a folder, or of a single file, in numeric order.
 
-    Other files and hidden ones are ignored. Raises DataError where there is no photo, or two have the same name.
+    Other files and hidden ones are ignored. Raises DataError where there is no photo.
     """
-    photos = _find_files(images_dir, suffixes)
+    photos, left_out = _find_files(images_dir, suffixes)
     if not photos:
-        raise DataError(f"{images_dir}: no photo found ({', '.join(suffixes)})")
+        raise DataError("\n  ".join([f"{images_dir}: no photo found ({', '.join(suffixes)})", *left_out]))
     return photos
 
 
@@ -44,7 +51,7 @@ def find_pairs(images_dir, depth_dir, use_depth=True, suffixes=SUFFIXES, depth_s
     are used; these `Pair`s have the photo's path as `map`. Raises DataError as in `find_photos`.
     Returns a list of `Pair`s with neither target nor size, and a list of the paths of photos without a depth map.
     """
-    photos = find_photos(images_dir, suffixes)
+    photos, kind = find_photos(images_dir, suffixes), "depth" if use_depth else None
     if not use_depth:
         depths = dict.fromkeys(photos)
     elif not depth_dir:
@@ -52,24 +59,22 @@ def find_pairs(images_dir, depth_dir, use_depth=True, suffixes=SUFFIXES, depth_s
     elif len(photos) == 1 and pathlib.Path(depth_dir).is_file():
         depths = dict.fromkeys(photos, pathlib.Path(depth_dir))
     else:
-        depths = _find_files(depth_dir, depth_suffixes)
-    kind = "depth" if use_depth else None
+        depths, left_out = _find_files(depth_dir, depth_suffixes)
+        for text in left_out:
+            warn(text)
     pairs = [Pair(name, path, depths[name], None, None, kind) for name, path in photos.items() if name in depths]
     return pairs, [path for name, path in photos.items() if name not in depths]
 
 
 def _find_files(place, suffixes):
-    place, files = pathlib.Path(place), {}
+    """Returns {name: path} of the files in a folder, or of one file, and a list of texts about those left out."""
+    place = pathlib.Path(place)
     if not place.exists():
         raise DataError(f"{place}: no such file or folder")
-    paths = [place] if place.is_file() else place.glob("[!.]*")
-    for path in sorted(paths, key=lambda path: load_dataset.numeric_order(path.name)):
-        if path.suffix.lower() not in suffixes or not path.is_file():
-            continue
-        if path.stem in files:
-            raise DataError(f"{path}: has the same name as {files[path.stem].name}; rename one of the two")
-        files[path.stem] = path
-    return files
+    if place.is_file():
+        return {load_dataset.name_of(place): place} if place.suffix.lower() in suffixes else {}, []
+    files, left_out = load_dataset.images_by_name(place, suffixes)
+    return files, [f"{path}: {reason}" for path, reason in left_out.items()]
 
 
 def find_photos_to_render(settings, use_depth):
@@ -80,9 +85,11 @@ def find_photos_to_render(settings, use_depth):
     images_dir, depth_dir = settings.images_dir, settings.depth_dir
     pairs, without_depth = find_pairs(images_dir, depth_dir, use_depth)
     place = f"in {depth_dir}" if depth_dir else "inside, and depth_dir=FOLDER is not given"
-    problems = [f"{path}: has no depth map {place}; python -m tools.make_depth_maps makes it" for path in without_depth]
-    problems += [f"{path}: is of a format that cannot be read; save it as JPEG, PNG, WebP or TIFF"
-                 for path in sorted(pathlib.Path(images_dir).glob("*")) if path.suffix.lower() in UNSUPPORTED_SUFFIXES]
+    used, files = {pair.map for pair in pairs}, pathlib.Path(depth_dir or images_dir).glob("[!.]*")
+    others = [path.name for path in sorted(files) if depth_dir and path not in used]
+    problems = [f"{path}: has no depth map {place}{load_dataset.nearest(path.stem, others)}; "
+                "python -m tools.make_depth_maps makes it" for path in without_depth]
+    problems += _find_files(images_dir, SUFFIXES)[1]
     if not pairs:
         raise DataError("\n  ".join(problems))
     for problem in problems:
@@ -92,11 +99,11 @@ def find_photos_to_render(settings, use_depth):
     return pairs, problems
 
 
-def load_input(pair, max_side=None):
+def load_input(pair, max_side=None, depth_is="inverse"):
     """Makes the network's input of a photo, as `load_dataset.load_input` does of one in the data set.
 
-    A photo with a longer side than `max_side`, in pixels, is made smaller. Raises DataError where the photo or its
-    depth map is damaged or too small.
+    A photo with a longer side than `max_side`, in pixels, is made smaller. `depth_is` is that of `read_depth_map`.
+    Raises DataError where the photo or its depth map is damaged or too small.
 
     Returns:
       input: uint8 (height / 2, width / 2, channels), RGB and depth, 0-255; RGB alone without depth.
@@ -116,7 +123,7 @@ def load_input(pair, max_side=None):
     if pair.map == pair.photo:
         depth = _fit_to_photo(embedded_depth.read(pair.photo), half.size, f"{pair.photo}: the depth map in it")
     else:
-        depth = pair.map and read_depth_map(pair.map, half.size)
+        depth = pair.map and read_depth_map(pair.map, half.size, depth_is)
     return load_dataset.stack(half, None if depth is None else Image.fromarray(depth)), photo.size, info
 
 
@@ -126,20 +133,34 @@ def load_input(pair, max_side=None):
 def read_photo(path):
     """Decodes any photo as an upright 8-bit Pillow image of mode "RGB".
 
-    EXIF's orientation is applied. Of 16 bits the upper 8 are taken, of several pages or frames the first. The image's
-    `info` holds at most "icc_profile" (of RGB) and "exif" (dates and no more). Raises DataError where the file is
-    damaged, or no photo of 8 or 16 bits.
+    EXIF's orientation is applied, and what is transparent becomes white. Of 16 bits the upper 8 are taken, of several
+    pages or frames the first, of a phone's portrait the sharp original where the file holds it. The image's `info` has
+    at most "icc_profile" (of RGB) and "exif" (dates and no more). Raises DataError where the file is damaged, too
+    large, or no photo of 8 or 16 bits.
     """
     try:
         # A file, not a path: Pillow 13 maps uncompressed TIFFs into memory before turning them, and mixes up the sides.
-        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
-            image.load()
-            upright, dates = _apply_exif(image)
+        with open(path, "rb") as file, Image.open(file, formats=(*FORMATS, *embedded_depth.phone_formats())) as image:
+            original = embedded_depth.sharp_original(path) if image.format in ("JPEG", "MPO") else None
+            stored = image
+            if original:
+                stored = Image.open(io.BytesIO(original), formats=("JPEG",))
+                stored.getexif().setdefault(ORIENTATION, image.getexif().get(ORIENTATION, 1))
+            stored.load()
+            upright, dates = _apply_exif(stored)
             photo = _convert_to_rgb(upright)
+    except Image.DecompressionBombError:
+        raise DataError(f"{path}: {load_dataset.TOO_LARGE}") from None
     except Exception as error:  # Pillow raises many kinds
+        image_format, package = REQUIREMENTS.get(path.suffix.lower(), ("JPEG", None))
+        if image_format not in embedded_depth.phone_formats():
+            raise DataError(f'{path}: needs {package}: pip install "{package}", or save it as JPEG') from None
         raise DataError(f"{path}: is damaged, or no JPEG, PNG, WebP or TIFF of 8 or 16 bits ({error})") from None
-    profile = image.info.get("icc_profile") or b""
+    profile = stored.info.get("icc_profile") or b""
     photo.info = {"icc_profile": profile} if profile[PROFILE_SPACE] == b"RGB " else {}
+    if len(profile) > MAX_PROFILE:
+        warn(f"{path}: its colour profile of {len(profile) / 2 ** 20:.1f} MB is left out")
+        photo.info = {}
     if dates:
         photo.info["exif"] = dates
     return photo
@@ -164,50 +185,84 @@ def _convert_to_rgb(image):
         raise ValueError(f"pixel format {image.mode}; save it with 8 or 16 bits, as RGB or grey")
     if image.mode in MODES_OF_NUMBERS:
         image = Image.fromarray(np.uint8(np.asarray(image) >> 8))
-    return image.convert("RGB")
+    return load_dataset.on_white(image).convert("RGB")
 
 
 # Depth maps ----------------------------------------------------------------------------------------------------------
 
 
-def read_depth_map(path, size):
+def read_depth_map(path, size, depth_is="inverse"):
     """Reads a depth map of any size as uint8 (height, width), bright = near, resized to `size`, (width, height).
 
-    8-bit values are kept. Other numbers (16 bits, float) are scaled so that the least becomes 0 and the greatest 255;
-    NaN and infinity count as the least. Raises DataError where it is damaged, has several channels, or is on its side.
+    Args:
+      depth_is: what its numbers mean, a key of `depth_networks.OUTPUTS`.
+
+    8-bit inverse depth is kept, 8-bit depth inverted. Other numbers are scaled so that the 1st percentile of inverse
+    depth becomes 0 and the 99th 255; NaN and infinity count as far. Raises DataError where the file is damaged, too
+    large, in colours, or on its side.
     """
     try:
-        depth = np.load(path, allow_pickle=False) if path.suffix.lower() == ".npy" else _read_depth_image(path)
+        depth = _load_array(path) if path.suffix.lower() in (".npy", ".npz") else _read_depth_image(path)
+    except DataError:
+        raise
     except Exception as error:  # Pillow and NumPy raise many kinds
-        raise DataError(f"{path}: is damaged, or no PNG, TIFF, JPEG, WebP or .npy depth map ({error})") from None
+        raise DataError(f"{path}: is damaged, or no PNG, TIFF, JPEG, WebP, PFM, .npy or .npz ({error})") from None
     shape, depth = depth.shape, np.squeeze(depth)
     if depth.ndim != 2 or not depth.size or depth.dtype.kind not in "biuf":
         raise DataError(f"{path}: holds {depth.dtype} of shape {shape}; a depth map has one number for each pixel")
-    return _fit_to_photo(depth if depth.dtype == np.uint8 else _scale_to_255(depth, path), size, f"{path}:")
+    if depth.size > MAX_DEPTH_PIXELS:
+        raise DataError(f"{path}: has {size_text(depth.shape[::-1])} pixels, too many for a depth map")
+    if depth.dtype == np.uint8 and depth_is in ("inverse", "depth"):
+        return _fit_to_photo(depth if depth_is == "inverse" else 255 - depth, size, f"{path}:")
+    return _fit_to_photo(_scale_to_255(depth, path, depth_is), size, f"{path}:")
+
+
+def _load_array(path):
+    """Returns the array of a .npy file, or of an .npz file the one that is named depth, or the only one."""
+    loaded = np.load(path, mmap_mode="r", allow_pickle=False)  # whatever its suffix says
+    if isinstance(loaded, np.ndarray):
+        return loaded
+    with loaded:
+        names = ["depth"] if "depth" in loaded.files else loaded.files
+        if len(names) != 1:
+            raise ValueError(f"it holds {', '.join(names) or 'nothing'}; name the depth map in it depth")
+        if loaded.zip.getinfo(f"{names[0]}.npy").file_size > 8 * MAX_DEPTH_PIXELS:
+            raise ValueError("it is too large")
+        return loaded[names[0]]
 
 
 def _read_depth_image(path):
-    with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
-        return np.array(image if image.mode in MODES_OF_NUMBERS else image.convert("L"))
+    with open(path, "rb") as file, Image.open(file, formats=DEPTH_FORMATS) as image:
+        if image.width * image.height > MAX_DEPTH_PIXELS:
+            raise DataError(f"{path}: has {size_text(image.size)} pixels, too many for a depth map")
+        if image.mode in MODES_OF_NUMBERS:
+            return np.array(image)
+        load_dataset.check_grey(image, path)
+        return np.array(image.convert("L"))
 
 
-def _scale_to_255(depth, path):
-    """Returns float32 0-255 of numbers of any range."""
-    depth = depth.astype(np.float64)
-    finite = depth[np.isfinite(depth)]
+def _scale_to_255(depth, path, depth_is):
+    """Returns float32 0-255 of numbers of any range, 255 where something is near."""
+    with np.errstate(all="ignore"):
+        inverse = OUTPUTS[depth_is](depth.astype(np.float64))
+    finite = inverse[np.isfinite(inverse)]
     if not finite.size:
         raise DataError(f"{path}: holds no finite number")
-    least, greatest = finite.min(), finite.max()
-    depth = np.where(np.isfinite(depth), depth, least)
-    return np.float32(255 * ((depth - least) / ((greatest - least) or 1)))
+    low, high = np.percentile(finite, PERCENTILES)
+    if low == high:
+        low, high = finite.min(), finite.max()
+    inverse = np.where(np.isfinite(inverse), inverse, low)
+    return np.float32(255 * np.clip((inverse - low) / ((high - low) or 1), 0, 1))
 
 
 def _fit_to_photo(depth, size, name):
     """Resizes uint8 or float32 0-255 to uint8 of `size`. Raises DataError where it lies on its side."""
     (height, width), (photo_width, photo_height) = depth.shape, size
-    fits_when_turned = abs((width / height) * (photo_width / photo_height) - 1) < SIDEWAYS_TOLERANCE
-    if fits_when_turned and (width - height) * (photo_width - photo_height) < 0:
+    aspect, photo_aspect = width / height, photo_width / photo_height
+    if abs(aspect * photo_aspect - 1) < ASPECT_TOLERANCE and (width - height) * (photo_width - photo_height) < 0:
         raise DataError(f"{name} is {size_text((width, height))} and lies on its side: the upright photo is "
                         f"{size_text(size)} at half size; turn the depth map")
+    if abs(aspect / photo_aspect - 1) > ASPECT_TOLERANCE:
+        warn(f"{name} is {size_text((width, height))}, of another shape than the photo, and is stretched to fit it")
     resized = np.asarray(load_dataset.resize(Image.fromarray(depth), size))
     return np.uint8(np.clip(np.round(resized), 0, 255))

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import io
 import struct
+import types
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ NEAR, FAR = 0.5, 8.0
 RAMP = np.linspace(0, 1, WIDTH * HEIGHT).reshape(HEIGHT, WIDTH)  # 0 top left, 1 bottom right
 RDF = 'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"'
 GDEPTH = 'xmlns:GDepth="http://ns.google.com/photos/1.0/depthmap/"'
+GIMAGE = 'xmlns:GImage="http://ns.google.com/photos/1.0/image/"'
+DYNAMIC_IMAGE = 'xmlns:Image="http://ns.google.com/photos/dd/1.0/image/"'
 NOTE = 'xmlns:xmpNote="http://ns.adobe.com/xmp/note/"'
 DYNAMIC = ('xmlns:Container="http://ns.google.com/photos/dd/1.0/container/" '
            'xmlns:Item="http://ns.google.com/photos/dd/1.0/item/" '
@@ -102,7 +105,7 @@ def dynamic_depth(form="RangeInverse", image=None, padding=0, jpeg=None, nested=
     image = encoded(pixels(form), "JPEG", quality=100) if image is None else image
     other = encoded(np.zeros((8, 8), np.uint8), "JPEG")
     items = [{"Mime": "image/jpeg", "Semantic": "Primary", "Padding": padding},
-             {"Mime": "image/jpeg", "Semantic": "Original", "Length": len(other)},
+             {"Mime": "image/jpeg", "Semantic": "Confidence", "Length": len(other)},
              {"Mime": "image/jpeg", "Semantic": "Depth", "Length": len(image) if length is None else length},
              {"Mime": "video/mp4", "Semantic": "MotionPhoto", "Length": 4}]
     if nested:
@@ -118,6 +121,86 @@ def dynamic_depth(form="RangeInverse", image=None, padding=0, jpeg=None, nested=
     main = description(DYNAMIC, "", f"<Container:Directory><rdf:Seq>{entries}</rdf:Seq></Container:Directory>{camera}")
     photo = with_segments(jpeg or photo_bytes(), b"http://ns.adobe.com/xap/1.0/\0" + xmp_packet(main))
     return photo + bytes(padding) + other + image + b"film"
+
+
+def lens_blur(original, jpeg):
+    """A blurred portrait with GDepth and GImage, both in the extended XMP, the sharp photo without base64's padding."""
+    depth = base64.b64encode(encoded(pixels("RangeInverse"))).decode()
+    sharp = base64.b64encode(original).decode().rstrip("=")
+    extended = description(f"{GDEPTH} {GIMAGE}", f'GDepth:Data="{depth}" GImage:Data="{sharp}"').encode()
+    guid = hashlib.md5(extended).hexdigest().upper().encode()
+    main = description(f"{GDEPTH} {GIMAGE} {NOTE}", f'xmpNote:HasExtendedXMP="{guid.decode()}" '
+                       f'GImage:Mime="image/jpeg" GDepth:Format="RangeInverse" GDepth:Near="{NEAR}" GDepth:Far="{FAR}"')
+    parts = [b"http://ns.adobe.com/xmp/extension/\0" + guid + struct.pack(">II", len(extended), offset)
+             + extended[offset:offset + 65000] for offset in range(0, len(extended), 65000)]
+    return with_segments(jpeg, b"http://ns.adobe.com/xap/1.0/\0" + xmp_packet(main), *parts)
+
+
+def google_camera(original, jpeg):
+    """A portrait as phones write Dynamic Depth: all in extended XMP, items without Semantic, the sharp photo first."""
+    depth = encoded(pixels("RangeLinear"), "JPEG", quality=100)
+    items = {"primary_image": b"", "android/original_image": original, "android/depthmap": depth,
+             "android/confidencemap": encoded(np.zeros((8, 8), np.uint8), "JPEG")}
+    entries = "".join('<rdf:li rdf:parseType="Resource"><Container:Item Item:Mime="image/jpeg" '
+                      f'Item:Length="{len(data)}" Item:DataURI="{name}"/></rdf:li>' for name, data in items.items())
+    camera = ('<Device:Cameras><rdf:Seq><rdf:li rdf:parseType="Resource"><Device:Camera rdf:parseType="Resource">'
+              '<Camera:Image Image:ItemSemantic="Original" Image:ItemURI="android/original_image"/>'
+              f'<Camera:DepthMap DepthMap:ItemSemantic="Segmentation" DepthMap:Format="RangeLinear" '
+              f'DepthMap:Near="{NEAR}" DepthMap:Far="{FAR}" DepthMap:DepthURI="android/depthmap"/>'
+              '</Device:Camera></rdf:li></rdf:Seq></Device:Cameras>')
+    container = ('<Device:Container rdf:parseType="Resource"><Container:Directory><rdf:Seq>'
+                 f"{entries}</rdf:Seq></Container:Directory></Device:Container>")
+    extended = description(f"{DYNAMIC} {DYNAMIC_IMAGE}", "", container + camera).encode()
+    guid = hashlib.md5(extended).hexdigest().upper().encode()
+    main = description(NOTE, f'xmpNote:HasExtendedXMP="{guid.decode()}"')
+    part = b"http://ns.adobe.com/xmp/extension/\0" + guid + struct.pack(">II", len(extended), 0) + extended
+    photo = with_segments(jpeg, b"http://ns.adobe.com/xap/1.0/\0" + xmp_packet(main), part)
+    return photo + b"".join(items.values())
+
+
+def box(kind, content):
+    return struct.pack(">I", 8 + len(content)) + kind + content
+
+
+def boxes(data):
+    """Returns [[kind, content], ...] of ISO/IEC 14496-12."""
+    found = []
+    while data:
+        size = int.from_bytes(data[:4], "big")
+        found.append([data[4:8], data[8:size]])
+        data = data[size:]
+    return found
+
+
+def heic(orientation=1, turned=False):
+    """A HEIC photo whose second image is made its depth map (ISO/IEC 23008-12: auxC, auxl), turned by `irot` or not."""
+    import pillow_heif
+    turn, exif, file = TO_STORE[orientation], Image.Exif(), io.BytesIO()
+    exif[ORIENTATION] = orientation
+    photo, depth = Image.fromarray(colours((2 * WIDTH, 2 * HEIGHT))), Image.fromarray(np.uint8(np.round(EXPECTED)))
+    stored = [image if turn is None else image.transpose(turn) for image in (photo, depth)]
+    both = pillow_heif.from_pillow(stored[0])
+    both.add_from_pillow(stored[1])
+    both.save(file, quality=100, exif=exif.tobytes())
+    data = file.getvalue()
+    meta = dict(boxes(data))[b"meta"]
+    parts = boxes(meta[4:])
+    properties = next(part for part in parts if part[0] == b"iprp")
+    (_, known), (_, table) = boxes(properties[1])
+    kinds = [kind for kind, _ in boxes(known)]
+    more = [0x80 | (1 + len(kinds)), *([0x80 | (1 + kinds.index(b"irot"))] if turned else [])]
+    rest, own = table[8:], b""
+    while rest:  # the last is the second image; between may be EXIF
+        place, (item, count) = len(table) - len(rest), struct.unpack(">HB", rest[:3])
+        own, rest = rest[3:3 + count] + bytes(more), rest[3 + count:]
+    table = table[:place] + struct.pack(">HB", item, len(own)) + own
+    auxiliary = box(b"auxC", bytes(4) + b"urn:mpeg:hevc:2015:auxid:2\0")
+    properties[1] = box(b"ipco", known + auxiliary) + box(b"ipma", table)
+    references = next((part for part in parts if part[0] == b"iref"), None) or [b"iref", bytes(4)]
+    parts = [part for part in parts if part is not references]
+    parts.append([b"iref", references[1] + box(b"auxl", struct.pack(">3H", item, 1, 1))])
+    place = data.index(b"meta")  # the old box stays as free space, so that the places of the pixels stay, too
+    return data[:place] + b"free" + data[place + 4:] + box(b"meta", meta[:4] + b"".join(box(*part) for part in parts))
 
 
 @pytest.fixture
@@ -140,6 +223,47 @@ def test_gdepth_in_extended_xmp_is_inverse_depth_bright_where_near(written, form
     depth = embedded_depth.read(path)
     assert embedded_depth.contains(path) and depth.dtype == np.uint8 and depth.shape == (HEIGHT, WIDTH)
     assert np.abs(depth - EXPECTED).max() <= tolerance
+
+
+@pytest.mark.parametrize("write", [lens_blur, google_camera])
+@pytest.mark.parametrize("orientation", [1, 6, 8])
+def test_of_a_portrait_the_sharp_photo_inside_is_read_with_its_depth_map(written, write, orientation):
+    turn = TO_STORE[orientation]
+    blurred = io.BytesIO()
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    Image.new("RGB", [(96, 80), (80, 96)][orientation > 4], "grey").save(blurred, "JPEG", exif=exif)
+    sharp = Image.fromarray(colours((2 * WIDTH, 2 * HEIGHT)))
+    sharp = encoded(np.asarray(sharp if turn is None else sharp.transpose(turn)), "JPEG", quality=95)
+    path = written(write(sharp, blurred.getvalue()))
+    assert np.abs(np.asarray(own_photos.read_photo(path), int) - colours((2 * WIDTH, 2 * HEIGHT))).max() <= 6
+    assert embedded_depth.contains(path)
+    depth = embedded_depth.read(path)
+    assert depth.shape == ((HEIGHT, WIDTH) if turn is None else (WIDTH, HEIGHT))
+    back = depth if turn is None else np.asarray(Image.fromarray(depth).transpose(turn))
+    assert np.abs(back - EXPECTED).max() <= 14
+
+
+@pytest.mark.skipif("HEIF" not in embedded_depth.phone_formats(), reason="pillow-heif is not installed")
+@pytest.mark.parametrize("orientation, turned", [(1, False), (6, False), (6, True), (8, False), (8, True), (3, True)])
+def test_depth_map_in_a_heic_is_read_and_turned_with_its_photo(tmp_path, orientation, turned):
+    path = tmp_path / "photo.heic"
+    path.write_bytes(heic(orientation, turned))
+    [pair], without = own_photos.find_pairs(tmp_path, None)
+    array, size, _ = own_photos.load_input(pair)
+    assert size == (2 * WIDTH, 2 * HEIGHT) and not without
+    assert np.abs(array[..., 3] - EXPECTED).max() <= 6
+    assert np.abs(np.asarray(own_photos.read_photo(path), int) - colours((2 * WIDTH, 2 * HEIGHT))).mean() < 3
+
+
+@pytest.mark.parametrize("kind, near_is", [(0, 255), (1, 255), (3, 255), (2, 0)])
+def test_heics_representations_are_inverse_depth_but_for_that_of_distances(kind, near_is):
+    depth = types.SimpleNamespace(info={"metadata": {"representation_type": kind, "z_near": NEAR, "z_far": FAR}},
+                                  to_pillow=lambda: Image.fromarray(np.uint8([[0, 255]])))
+    photo = types.SimpleNamespace(info={"depth_images": [depth]}, size=(4, 2), width=4, height=2)
+    contents = embedded_depth._in_heif(photo)
+    found = embedded_depth._inverse_depth(contents.depth, contents.properties)
+    assert found.tolist() == [[255 - near_is, near_is]]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -184,6 +308,7 @@ NO_DEPTH = {
     "other XMP": with_segments(photo_bytes(), b"http://ns.adobe.com/xap/1.0/\0" + xmp_packet(description(NOTE))),
     "extended XMP of something else": with_segments(photo_bytes(), b"http://ns.adobe.com/xap/1.0/\0" + xmp_packet(
         description(NOTE, f'xmpNote:HasExtendedXMP="{"A" * 32}"'))),
+    "broken XMP": with_segments(photo_bytes(), b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta"),
     "motion photo": dynamic_depth().replace(b'Item:Semantic="Depth"', b'Item:Semantic="Depht"').replace(
         b"/depthmap/", b"/depthmop/")}
 
@@ -196,7 +321,8 @@ def test_photo_without_a_depth_map_has_none(written, name):
 @pytest.mark.parametrize("data, reason", [
     (lambda: gdepth(lost=[1]), "data are missing or incomplete"),
     (lambda: gdepth(image=b"no image"), "no PNG or JPEG"),
-    (lambda: with_segments(photo_bytes(), b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta"), "unclosed token"),
+    (lambda: with_segments(photo_bytes(), b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta " + GDEPTH.encode()), "unclosed"),
+    (lambda: gdepth(image=encoded(np.zeros((13000, 13000), bool))), "it is 13000 x 13000, larger than its photo"),
     (lambda: gdepth(image=encoded(pixels("RangeInverse"))[:-90]), "truncated"),
     (lambda: gdepth(form="Metres"), "neither RangeInverse nor RangeLinear"),
     (lambda: gdepth(form="RangeLinear", near=0), "from Near=0 to Far=8"),

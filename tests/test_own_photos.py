@@ -8,17 +8,19 @@ import pathlib
 import re
 import struct
 import types
+import unicodedata
+import warnings
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 import load_dataset
 import model
 import test_model
 import utils
-from support import checkpoints, devices, own_photos
+from support import checkpoints, depth_networks, devices, embedded_depth, own_photos
 from utils import DataError
 
 SIZE = WIDTH, HEIGHT = 96, 80
@@ -76,6 +78,11 @@ KINDS = {  # file name: (how to write it, the pixels expected, how far off a los
     "upper.JPEG": (lambda path: upright().save(path, quality=95), colours(), 6),
     "phone.jpg": (lambda path: upright().save(path, format="MPO", save_all=True, append_images=[upright()], quality=95),
                   colours(), 6),
+    "phone.mpo": (lambda path: upright().save(path, save_all=True, append_images=[upright()], quality=95),
+                  colours(), 6),
+    "browser.jfif": (lambda path: upright().save(path, format="JPEG", quality=95), colours(), 6),
+    "phone.avif": (lambda path: upright().save(path, quality=95), colours(), 8),
+    "phone.heic": (lambda path: upright().save(path, quality=95), colours(), 8),
     "rgb.png": (lambda path: upright().save(path), colours(), 0),
     "rgb.webp": (lambda path: upright().save(path, lossless=True), colours(), 0),
     "plain.tif": (lambda path: upright().save(path), colours(), 0),
@@ -101,6 +108,9 @@ KINDS = {  # file name: (how to write it, the pixels expected, how far off a los
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_of_photo_is_read_in_its_colours(tmp_path, name):
+    image_format, package = own_photos.REQUIREMENTS.get(pathlib.Path(name).suffix, ("JPEG", None))
+    if image_format not in embedded_depth.phone_formats():
+        pytest.skip(f"{package} is not installed")
     write, expected, tolerance = KINDS[name]
     write(tmp_path / name)
     photo = own_photos.read_photo(tmp_path / name)
@@ -167,10 +177,57 @@ def test_damaged_photo_is_named_with_the_reason(tmp_path, name, change, reason):
         own_photos.read_photo(tmp_path / name)
 
 
+@pytest.mark.parametrize("suffix, package", [(".heic", "pillow-heif"), (".avif", "pillow>=11.3")])
+def test_package_that_a_phones_format_needs_is_named_where_it_is_missing(tmp_path, monkeypatch, suffix, package):
+    monkeypatch.setattr(embedded_depth, "phone_formats", lambda: ("JPEG",))
+    (tmp_path / f"a{suffix}").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(DataError, match=f'a{suffix}: needs {package}: pip install "{package}", or save it as JPEG'):
+        own_photos.read_photo(tmp_path / f"a{suffix}")
+
+
 def test_photo_of_floats_is_refused_because_its_white_is_unknown(tmp_path):
     Image.fromarray(np.float32(colours()[..., 0])).save(tmp_path / "floats.tif")
     with pytest.raises(DataError, match=r"floats\.tif: .*pixel format F; save it with 8 or 16 bits"):
         own_photos.read_photo(tmp_path / "floats.tif")
+
+
+def test_hidden_colours_under_full_transparency_become_white(tmp_path):
+    red = np.full((HEIGHT, WIDTH, 4), (255, 0, 0, 255), np.uint8)
+    red[:, ::2, 3] = 0
+    Image.fromarray(red).save(tmp_path / "a.png")
+    Image.fromarray(red).quantize(16).save(tmp_path / "palette.png")
+    for name in ("a.png", "palette.png"):
+        pixels = np.asarray(own_photos.read_photo(tmp_path / name))
+        assert np.all(pixels[:, ::2] == 255) and np.all(pixels[:, 1::2] == (255, 0, 0)), name
+    np.testing.assert_array_equal(load_dataset.read_image(tmp_path / "a.png", "RGB"), pixels)
+
+
+def test_png_with_much_text_and_a_large_profile_is_read_and_what_is_written_opens_everywhere(tmp_path, capsys):
+    profile = SRGB + bytes(2 ** 21)
+    text = PngImagePlugin.PngInfo()
+    text.add_text("comment", "x" * 2 ** 21, zip=True)
+    upright().save(tmp_path / "a.png", icc_profile=profile, pnginfo=text)
+    upright().save(tmp_path / "a.tif", icc_profile=profile)
+    np.testing.assert_array_equal(load_dataset.read_image(tmp_path / "a.png", "RGB"), colours())
+    for name in ("a.png", "a.tif"):
+        photo = own_photos.read_photo(tmp_path / name)
+        np.testing.assert_array_equal(photo, colours())
+        assert photo.info == {} and f"{name}: its colour profile of 2.0 MB is left out" in capsys.readouterr().err
+
+
+def test_photo_of_200_megapixels_is_read_and_one_of_400_is_too_large_not_damaged(tmp_path):
+    def header(width, height):
+        chunk = b"IHDR" + struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0)
+        path = tmp_path / f"{width}.png"
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+                         + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT")))
+        return path
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        assert load_dataset.read_image(header(16320, 12240), "RGB", decode=False).size == (16320, 12240)
+    for read in (own_photos.read_photo, lambda path: load_dataset.read_image(path, "RGB")):
+        with pytest.raises(DataError, match=r"20000\.png: has more than 268 megapixels, which is too large$"):
+            read(header(20000, 20000))
 
 
 # Finding photos and depth maps ---------------------------------------------------------------------------------------
@@ -188,7 +245,7 @@ def test_photos_are_found_by_their_suffix_in_numeric_order(tmp_path):
 @pytest.mark.parametrize("names, place, says", [
     ([], "nowhere", "nowhere: no such file or folder"), ([], "", "no photo found"),
     (["a.txt"], "a.txt", r"a\.txt: no photo found"),
-    (["a.jpg", "a.png"], "", r"a\.png: has the same name as a\.jpg; rename one of the two")])
+    (["a.cr2"], "", r"no photo found(.|\n)*a\.cr2: is of a format that is not read here")])
 def test_folder_that_cannot_be_used_is_named(tmp_path, names, place, says):
     for name in names:
         (tmp_path / name).touch()
@@ -217,6 +274,7 @@ def test_depth_maps_belong_to_photos_by_name_whatever_their_suffix(tmp_path):
 
 
 RAMP = np.linspace(0, 1, HALF[0] * HALF[1]).reshape(HALF[::-1])  # 0 top left, 1 bottom right
+SCALED = 255 * np.clip((RAMP - 0.01) / 0.98, 0, 1)  # by the 1st and 99th percentile
 
 
 def save_depth(path, numbers):
@@ -233,11 +291,53 @@ def test_8_bit_depth_map_of_the_right_size_stays_as_it_is(tmp_path):
     ("a.tif", np.int32(1e9 * RAMP)), ("a.npy", 1e-6 * RAMP), ("a.npy", np.float16(RAMP)),
     ("a.npy", RAMP[None, ..., None]), ("a.npy", np.int64(1e12 * RAMP)),
     ("a.npy", np.where(RAMP == 0, np.nan, RAMP)), ("a.npy", 1e300 * (RAMP - 0.5))])
-def test_other_numbers_are_scaled_to_0_to_255(tmp_path, name, numbers):
+def test_other_numbers_are_scaled_by_the_1st_and_99th_percentile(tmp_path, name, numbers):
     save_depth(tmp_path / name, numbers)
     depth = own_photos.read_depth_map(tmp_path / name, HALF)
     assert depth.dtype == np.uint8 and (depth.min(), depth.max()) == (0, 255)
-    np.testing.assert_allclose(depth, 255 * RAMP, atol=0.75)
+    np.testing.assert_allclose(depth, SCALED, atol=0.75)
+
+
+def test_one_far_pixel_does_not_take_the_contrast_of_the_others(tmp_path):
+    numbers = np.float32(RAMP)
+    numbers[7, 7] = -1e6
+    save_depth(tmp_path / "a.npy", numbers)
+    depth = own_photos.read_depth_map(tmp_path / "a.npy", HALF)
+    numbers[7, 7] = 0
+    np.testing.assert_allclose(depth, 255 * np.clip((numbers - 0.01) / 0.98, 0, 1), atol=1)
+
+
+@pytest.mark.parametrize("depth_is, numbers", [
+    ("inverse", 3 + 2 * RAMP), ("depth", 9 - 2 * RAMP), ("distance", 1 / (0.1 + RAMP)),
+    ("log_depth", -np.log(1 + RAMP))])
+def test_numbers_of_every_meaning_become_inverse_depth_bright_where_near(tmp_path, depth_is, numbers):
+    assert depth_is in depth_networks.OUTPUTS
+    save_depth(tmp_path / "a.npy", numbers)
+    np.testing.assert_allclose(own_photos.read_depth_map(tmp_path / "a.npy", HALF, depth_is), SCALED, atol=0.75)
+
+
+def test_8_bit_map_with_dark_for_near_is_inverted_and_nothing_else(tmp_path):
+    save_depth(tmp_path / "a.png", np.uint8(50 + 100 * RAMP))
+    found = own_photos.read_depth_map(tmp_path / "a.png", HALF, "depth")
+    np.testing.assert_array_equal(found, 255 - np.uint8(50 + 100 * RAMP))
+
+
+def test_pfm_and_npz_are_read_whatever_an_arrays_suffix_says(tmp_path):
+    values = np.float32(RAMP)
+    (tmp_path / "a.pfm").write_bytes(f"Pf\n{HALF[0]} {HALF[1]}\n-1.0\n".encode() + values[::-1].astype("<f4").tobytes())
+    np.savez(tmp_path / "one.npz", values)
+    np.savez_compressed(tmp_path / "two.npz", depth=values, focal_length=np.float32(7))
+    (tmp_path / "named.npy").write_bytes((tmp_path / "one.npz").read_bytes())
+    for name in ("a.pfm", "one.npz", "two.npz", "named.npy"):
+        np.testing.assert_allclose(own_photos.read_depth_map(tmp_path / name, HALF), SCALED, atol=0.75, err_msg=name)
+
+
+def test_map_of_another_shape_than_the_photo_is_named(tmp_path, capsys):
+    save_depth(tmp_path / "a.png", np.uint8(255 * RAMP))
+    own_photos.read_depth_map(tmp_path / "a.png", (HALF[0], HALF[1] // 2))
+    assert "a.png: is 48 x 40, of another shape than the photo, and is stretched" in capsys.readouterr().err
+    own_photos.read_depth_map(tmp_path / "a.png", (2 * HALF[0], 2 * HALF[1] - 1))
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", [(96, 80), (12, 10), (256, 256), (49, 41)])
@@ -246,7 +346,9 @@ def test_depth_map_of_any_size_is_resized_to_half_the_photos(tmp_path, size):
     save_depth(tmp_path / "a.npy", x + y)
     depth = own_photos.read_depth_map(tmp_path / "a.npy", HALF)
     x, y = np.meshgrid(*(np.arange(side) / side + 0.5 / side for side in HALF))
-    np.testing.assert_allclose(depth, 255 * (x + y) / 2, atol=255 * 1.5 / min(*size, *HALF))
+    low, high = 0.14, 1.86  # of the sum of two numbers from 0 to 1, 1% are less than one and 1% more than the other
+    expected = np.clip((x + y - low) / (high - low), 0, 1)
+    np.testing.assert_allclose(depth, 255 * expected, atol=255 * 2 / min(*size, *HALF))
 
 
 def test_depth_map_of_one_value_is_read(tmp_path):
@@ -258,12 +360,18 @@ def test_depth_map_of_one_value_is_read(tmp_path):
     ("a.npy", b"damaged", "is damaged, or no PNG"), ("a.png", b"damaged", "is damaged, or no PNG"),
     ("a.npy", np.zeros((40, 48, 3)), "one number for each pixel"), ("a.npy", np.zeros((2, 2), complex), "one number"),
     ("a.npy", np.full((40, 48), np.nan), "no finite number"), ("a.npy", np.zeros((48, 40)), "lies on its side"),
-    ("a.npy", np.array([[{}]], dtype=object), "is damaged, or no PNG"), ("a.npy", np.zeros((0, 5)), "one number")])
+    ("a.npy", np.array([[{}]], dtype=object), "is damaged, or no PNG"), ("a.npy", np.zeros((0, 5)), "one number"),
+    ("a.png", colours(HALF), "is in colours; a depth map must be grey"),
+    ("a.npz", {"x": np.zeros((4, 5)), "y": np.zeros(3)}, "it holds x, y; name the depth map in it depth"),
+    ("a.npz", {"x": np.zeros(2 ** 29, bool)}, "it is too large"),
+    ("a.png", np.zeros((8200, 8200), bool), "has 8200 x 8200 pixels, too many for a depth map")])
 def test_depth_map_that_cannot_be_used_is_named_with_the_reason(tmp_path, name, content, says):
     if isinstance(content, bytes):
         (tmp_path / name).write_bytes(content)
+    elif isinstance(content, dict):
+        np.savez_compressed(tmp_path / name, **content)
     else:
-        np.save(tmp_path / name, content)
+        save_depth(tmp_path / name, content)
     with pytest.raises(DataError, match=rf"{re.escape(name)}: .*{says}"):
         own_photos.read_depth_map(tmp_path / name, HALF)
 
@@ -351,18 +459,47 @@ def test_all_that_can_be_rendered_is_upright_in_its_colours_and_the_rest_is_name
     add_photo("half.jpg", lambda path: path.write_bytes(b"\xff\xd8\xff\xe0 half"))
     add_photo("tiny.png", size=(63, 200))
     add_photo("without.png", depth=False)
-    add_photo("phone.HEIC", lambda path: path.write_bytes(b"whatever"), depth=False)
+    add_photo("raw.CR2", lambda path: path.write_bytes(b"whatever"), depth=False)
     add_photo("notes.txt", lambda path: path.write_bytes(b"whatever"), depth=False)
     done = rendering()
     assert done.status == 1
     errors = done.err.splitlines()
-    for name, says in {"half.jpg": "damaged", "tiny.png": "is 63 x 200; each side", "phone.HEIC": "save it as JPEG",
+    for name, says in {"half.jpg": "damaged", "tiny.png": "is 63 x 200; each side", "raw.CR2": "save it as JPEG",
                        "without.png": "has no depth map in depth; python -m tools.make_depth_maps makes it"}.items():
         assert sum(f"photos/{name}: " in line and says in line for line in errors) == 1, name
     assert errors[-1] == "error: 4 of 8 photos could not be rendered" and len(errors) == 5
     assert result_of("long").shape == (1301, 65, 3)
     for name in ("turned", "a 'b\" <i> #1 %41 ?&", "Фото 写真"):
         assert np.abs(result_of(name).astype(int) - colours()).mean() < 3
+
+
+def test_what_is_left_out_is_named_with_the_reason_and_the_rest_is_rendered(rendering):
+    for name in ("5.jpg", "5.png", "7.png", "near.png"):
+        add_photo(name, depth=name != "near.png")
+    os.symlink("nowhere.png", "photos/link.png")
+    os.mkfifo("photos/pipe.png")
+    pathlib.Path("photos/old.bmp").write_bytes(b"whatever")
+    upright().convert("L").save("depth/NEAR-depth.png")
+    done = rendering()
+    assert done.status == 1 and result_of("5").shape == result_of("7").shape == (HEIGHT, WIDTH, 3)
+    for name, says in {"5.png": "has the same name as 5.jpg; keep one", "link.png": "a link to a file that is missing",
+                       "pipe.png": "is no file", "old.bmp": "save it as JPEG or PNG",
+                       "near.png": "has no depth map in depth; the nearest is NEAR-depth.png"}.items():
+        assert sum(f"photos/{name}: " in line and says in line for line in done.err.splitlines()) == 1, name
+
+
+def test_names_belong_together_as_people_see_them_and_need_not_be_utf_8(rendering):
+    add_photo("a.png")
+    composed, decomposed = (unicodedata.normalize(form, "Caf\u00e9") for form in ("NFC", "NFD"))
+    os.rename("photos/a.png", f"photos/{decomposed}.png")
+    os.rename("depth/a.png", f"depth/{composed}.png")
+    for folder in (b"photos", b"depth"):
+        with open(folder + b"/\xff\xfe.png", "wb") as copy:
+            copy.write(pathlib.Path(f"photos/{decomposed}.png").read_bytes() if folder == b"photos" else
+                       pathlib.Path(f"depth/{composed}.png").read_bytes())
+    done = rendering()
+    assert done.status == 0, done.err
+    assert result_of(composed).shape == result_of("\\udcff\\udcfe").shape == (HEIGHT, WIDTH, 3)
 
 
 def test_without_depth_dir_the_depth_maps_inside_the_photos_are_used(rendering):
