@@ -15,7 +15,7 @@ from PIL import Image
 
 import load_dataset
 import utils
-from support import checkpoints, devices
+from support import checkpoints, devices, downloads
 from utils import DataError, first_line, tf
 
 PERCENTILES = 1, 99  # of inverse depth: what becomes 0 and 255; what lies outside is clipped
@@ -59,6 +59,8 @@ PRESETS = {  # docs/depth_maps.md says where the numbers are from
     "depth_anything_v2": Preset(**IMAGENET, size=(518, 518), fit=max, multiple=14),
     "megadepth": Preset(range=(0, 1), output="log_depth", size=(384, 512), fit=None),
 }
+DEFAULT = "depth_anything_v2_small"
+NAMED = {DEFAULT: "depth_anything_v2", "midas_v21_small": "midas_v21_small"}  # in downloads.DOWNLOADS: their presets
 
 
 class Network(NamedTuple):
@@ -79,19 +81,21 @@ class Network(NamedTuple):
 # From a photo to its depth map ---------------------------------------------------------------------------------------
 
 
-def open_network(path, preset, output_name=None):
+def open_network(name, preset=None, output_name=None):
     """Loads a network, prints what it takes, and tries it on a picture of noise.
 
     Args:
-      path: of a .onnx, .tflite, .keras or .h5 file or a SavedModel folder.
-      preset: the `Preset` that goes with it.
+      name: a name in NAMED, of a network that is fetched where it is not in models/depth/; or the path of a .onnx,
+        .tflite, .keras or .h5 file or a SavedModel folder.
+      preset: the `Preset` that goes with it; None takes that of the name.
       output_name: the output to take, where there are several; None takes the one with "depth" in its name.
 
     Returns make_depth_map(image, name): of a Pillow RGB image, uint8 (height / 2, width / 2), rounded down. It raises
     DataError, which begins with `name`, where the network fails or gives something else than a depth map.
     Raises DataError where the file is no depth network.
     """
-    path = pathlib.Path(path)
+    path = downloads.fetch(name) if name in NAMED else pathlib.Path(name)
+    preset = preset or PRESETS[NAMED.get(name, "none")]
     network = load_network(path)
     inverse_depth(Image.effect_noise((512, 384), 16).convert("RGB"), path, network, preset, output_name)
     print(f"Network: {path}, takes {network.shape} {np.dtype(network.dtype).name}", flush=True)
@@ -113,7 +117,7 @@ def inverse_depth(image, name, network, preset, output_name=None):
         outputs = network.run(batch)
     except Exception as error:  # whatever a stranger's network raises
         raise DataError(f"{name}: the network fails on it ({first_line(error)[:300]})") from None
-    shapes = ", ".join(f"{output} {values.shape}" for output, values in outputs.items())
+    shapes = ", ".join(f"{output} {values.shape}" for output, values in sorted(outputs.items()))
     chosen = [output_name] if output_name else [output for output in outputs if "depth" in output.lower()]
     chosen = list(outputs) if len(outputs) == 1 and not output_name else chosen
     if len(chosen) != 1 or chosen[0] not in outputs:

@@ -103,6 +103,9 @@ ONNX_NETWORKS = {  # what is computed, as (operation, its other inputs, its attr
     "whole_numbers": ([("Gather", [[GREEN]], {"axis": 1})], CHANNELS_FIRST, np.uint8),
     "sides_of_14": ([("Gather", [[GREEN]], {"axis": 1}), ("SpaceToDepth", [], {"blocksize": 14}),  # as a transformer
                      ("DepthToSpace", [], {"blocksize": 14})], ["batch", 3, "height", "width"]),
+    "depth_anything_v2_small": ([("Gather", [[GREEN]], {"axis": 1}), ("SpaceToDepth", [], {"blocksize": 14}),
+                                 ("DepthToSpace", [], {"blocksize": 14}), ("Gather", [0], {"axis": 1})],
+                                ["batch", 3, "height", "width"]),
     "negative_logarithm": ([("Gather", [[GREEN]], {"axis": 1}), ("Log", [], {}), ("Neg", [], {})],
                            ["batch", 3, "height", "width"]),
     "sharpen": ([("Conv", [SHARPEN.transpose(3, 2, 0, 1)], {"pads": [1, 1, 1, 1]}), ("Relu", [], {})], CHANNELS_FIRST),
@@ -120,7 +123,8 @@ def write_onnx(path):
     pytest.importorskip("onnxruntime", reason="reads ONNX networks: pip install onnx onnxruntime")
     operations, shape, dtype = (*ONNX_NETWORKS[path.stem], np.float32)[:3]
     kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    nodes, constants, inputs, name = [], [], [onnx.helper.make_tensor_value_info("photo", kind, shape)], "photo"
+    nodes, constants, name = [], [], "pixel_values"
+    inputs = [onnx.helper.make_tensor_value_info(name, kind, shape)]
     for index, (operation, others, attributes) in enumerate(operations):
         names = [other if isinstance(other, str) else f"constant{index}" for other in others]
         constants += [onnx.numpy_helper.from_array(np.asarray(other), f"constant{index}") for other in others
@@ -128,13 +132,13 @@ def write_onnx(path):
         inputs += [onnx.helper.make_tensor_value_info(other, kind, None) for other in others if isinstance(other, str)]
         nodes.append(onnx.helper.make_node(operation, [name, *names], [f"result{index}"], **attributes))
         name = f"result{index}"
-    outputs = [onnx.helper.make_tensor_value_info(name, kind, None)]
+    nodes.append(onnx.helper.make_node("Identity", [name], ["predicted_depth"]))
+    outputs = [onnx.helper.make_tensor_value_info("predicted_depth", kind, None)]
     if path.stem == "with_confidence":
-        nodes += [onnx.helper.make_node("Identity", [name], ["predicted_depth"]),
-                  onnx.helper.make_node("Neg", [name], ["confidence"])]
-        outputs = [onnx.helper.make_tensor_value_info(name, kind, None) for name in ("confidence", "predicted_depth")]
+        nodes.append(onnx.helper.make_node("Neg", [name], ["confidence"]))
+        outputs.insert(0, onnx.helper.make_tensor_value_info("confidence", kind, None))
     graph = onnx.helper.make_graph(nodes, "network", inputs, outputs, constants)
-    opset = onnx.helper.make_opsetid("", 13)
+    opset = onnx.helper.make_opsetid("", 14)
     onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
 
 

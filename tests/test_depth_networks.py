@@ -1,6 +1,7 @@
 """support/depth_networks.py: any monocular depth network makes 8-bit maps of half the photo's size, bright = near."""
 
 import math
+import shutil
 import sys
 
 import keras
@@ -75,6 +76,14 @@ def test_output_name_chooses_among_several_outputs(network_file, output_name, ch
     photo = smooth_photo((193, 127))
     found = depth_networks.open_network(network_file("two_outputs"), PLAIN, output_name)(Image.fromarray(photo), "")
     np.testing.assert_allclose(np.float64(found), expected_map(photo, channel), rtol=0, atol=4)
+
+
+def test_known_name_opens_the_file_in_models_depth_with_its_preset(network_file, workplace):
+    (workplace / "models/depth").mkdir()
+    shutil.copy(network_file("depth_anything_v2_small.onnx"), "models/depth")
+    photo = smooth_photo((193, 127))
+    found = depth_networks.open_network("depth_anything_v2_small")(Image.fromarray(photo), "a photo")
+    np.testing.assert_allclose(np.float64(found), expected_map(photo), rtol=0, atol=4)
 
 
 def test_unknown_output_name_is_answered_with_those_that_there_are(network_file):

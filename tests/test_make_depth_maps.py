@@ -4,8 +4,10 @@ The networks here copy one channel of the photo, so that its depth map is known:
 """
 
 import errno
+import json
 import pathlib
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -105,6 +107,16 @@ def test_damaged_note_beside_the_maps_is_one_line(photos, make, tmp_path, text):
     done = make("copy.tflite")
     assert done.status == 1 and done.err.count("\n") == 1 and "depth_maps.json: is damaged; replace=true" in done.err
     assert make("copy.tflite", "replace=true").status == 0
+
+
+def test_known_name_takes_its_network_and_its_preset(photos, call, network_file, workplace):
+    folder = photos({"1": (193, 127)})
+    (workplace / "models/depth").mkdir()
+    shutil.copy(network_file("depth_anything_v2_small.onnx"), "models/depth")
+    done = call(make_depth_maps, "model=depth_anything_v2_small", f"images_dir={folder}", "depth_dir=depth")
+    assert (done.status, done.err) == (0, "")
+    note = json.loads(pathlib.Path("depth", make_depth_maps.NOTE).read_text())
+    assert (note["model"], note["mean"], note["size"]) == ("depth_anything_v2_small", [0.485, 0.456, 0.406], [518, 518])
 
 
 def test_empty_file_is_no_map(photos, make, tmp_path):

@@ -1,6 +1,6 @@
 """Makes the depth maps that PyNET needs, with any monocular depth network that you have:
 
-    python -m tools.make_depth_maps model=midas.tflite preset=midas_v21_small images_dir=my_photos depth_dir=my_depth
+    python -m tools.make_depth_maps model=depth_anything_v2_small images_dir=my_photos depth_dir=my_depth
     python -m tools.make_depth_maps model=megadepth.onnx preset=megadepth dataset_dir=ebb_dataset/
 
 The network is an ONNX or TFLite file, a SavedModel folder or a Keras file that takes an RGB image and gives one
@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 import load_dataset
 import utils
 from support import own_photos
-from support.depth_networks import OUTPUTS, PRESETS, open_network
+from support.depth_networks import NAMED, OUTPUTS, PRESETS, open_network
 from utils import DataError, Parameter, UsageError
 
 NOTE = "depth_maps.json"  # in the folder of the depth maps: what made them
@@ -29,7 +29,8 @@ SOFTWARE_TAG, PREVIEW_SOFTWARE = 0x0131, "PyNET Bokeh: preview of depth maps"  #
 PREVIEWED, PREVIEW_SIZE = 6, (480, 360)  # photos on the contact sheet, spread evenly over all, and their pixels
 
 PARAMETERS = (
-    Parameter("model", str, utils.REQUIRED, "depth network: .onnx, .tflite, a SavedModel folder, .keras or .h5"),
+    Parameter("model", str, utils.REQUIRED,
+              f"depth network: .onnx, .tflite, a SavedModel folder, .keras or .h5; {' or '.join(NAMED)} is fetched"),
     Parameter("images_dir", str, None, "folder of photos, or one photo", default_text="none"),
     Parameter("depth_dir", str, None, "folder for the depth maps of images_dir", default_text="none"),
     Parameter("dataset_dir", str, None, "data set whose train/ and test/ get original_depth/", default_text="none"),
@@ -95,7 +96,8 @@ def read_preset(settings):
             given[name] = _numbers(name, getattr(settings, name), count)
     if settings.size:
         given |= {"size": (settings.size, settings.size), "fit": min}
-    return PRESETS[settings.preset]._replace(**given)
+    name = settings.preset if "preset" in settings.given else NAMED.get(settings.model, settings.preset)
+    return PRESETS[name]._replace(**given)
 
 
 def _numbers(name, text, count):
