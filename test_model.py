@@ -38,7 +38,9 @@ PARAMETERS = (
     Parameter("small", bool, False, "use the small network's weights in models/small/"),
     Parameter("images_dir", str, None, "own photos to render instead: a folder or a file", default_text="none"),
     Parameter("depth_dir", str, None, "their depth maps: a folder or a file",
-              default_text="those inside the photos"),
+              default_text="those inside the photos, or made by depth_model"),
+    Parameter("depth_model", str, depth_networks.DEFAULT,
+              f"depth network for own photos without a depth map: a file, or {' or '.join(depth_networks.NAMED)}"),
     Parameter("depth_is", tuple(depth_networks.OUTPUTS), "inverse", "what the numbers of depth_dir mean"),
     Parameter("max_side", int, None, "longest side in pixels; larger own photos are made smaller",
               own_photos.SMALLEST_SIDE, default_text="as they are"),
@@ -68,9 +70,12 @@ def check_arguments(settings):
     """Raises UsageError for arguments that do not go together, DataError without a data set."""
     check_weights(settings)
     use = "a data set; leave images_dir out" if settings.images_dir else "own photos, but images_dir is missing"
-    for name in ("dataset_dir", "val_size") if settings.images_dir else ("depth_dir", "depth_is", "max_side"):
+    other = ("dataset_dir", "val_size") if settings.images_dir else ("depth_dir", "depth_model", "depth_is", "max_side")
+    for name in other:
         if name in settings.given:
             raise UsageError(f"{name}: is for {use}")
+    if settings.depth_model not in depth_networks.NAMED and not os.path.exists(settings.depth_model):
+        raise UsageError(f"depth_model={settings.depth_model}: must be a file, or {' or '.join(depth_networks.NAMED)}")
     if "depth_is" in settings.given and not settings.depth_dir:
         raise UsageError("depth_is: is for the maps in depth_dir=; those inside photos say what they are")
     if settings.depth_dir and os.path.realpath(settings.images_dir) == os.path.realpath(settings.depth_dir):

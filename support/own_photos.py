@@ -4,6 +4,7 @@ A photo of any common format is read upright, in its colours, with 8 bits for ea
 number type is brought to half the photo's size, 8 bits, bright = near.
 """
 
+import hashlib
 import io
 import pathlib
 
@@ -11,8 +12,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 import load_dataset
+import utils
 from load_dataset import Pair, size_text
-from support import embedded_depth
+from support import depth_networks, embedded_depth
 from support.depth_networks import OUTPUTS, PERCENTILES
 from support.embedded_depth import ORIENTATION
 from utils import DataError, warn
@@ -84,19 +86,69 @@ def find_photos_to_render(settings, use_depth):
     """
     images_dir, depth_dir = settings.images_dir, settings.depth_dir
     pairs, without_depth = find_pairs(images_dir, depth_dir, use_depth)
+    maps, failed = find_missing_maps(settings, without_depth) if without_depth else ({}, {})
+    without_depth = [path for path in without_depth if path not in maps and path not in failed]
+    pairs += [Pair(load_dataset.name_of(path), path, depth, None, None) for path, depth in maps.items()]
+    pairs.sort(key=lambda pair: load_dataset.numeric_order(pair.name))
     place = f"in {depth_dir}" if depth_dir else "inside, and depth_dir=FOLDER is not given"
     used, files = {pair.map for pair in pairs}, pathlib.Path(depth_dir or images_dir).glob("[!.]*")
     others = [path.name for path in sorted(files) if depth_dir and path not in used]
     problems = [f"{path}: has no depth map {place}{load_dataset.nearest(path.stem, others)}; "
                 "python -m tools.make_depth_maps makes it" for path in without_depth]
-    problems += _find_files(images_dir, SUFFIXES)[1]
+    problems += [*failed.values(), *_find_files(images_dir, SUFFIXES)[1]]
     if not pairs:
         raise DataError("\n  ".join(problems))
     for problem in problems:
         warn(problem, kind="error")
-    if use_depth and not depth_dir:
-        print("Depth maps: inside", ", ".join(pair.photo.name for pair in pairs))
+    inside = [pair.photo.name for pair in pairs if pair.map == pair.photo]
+    if inside:
+        print("Depth maps: inside", ", ".join(inside))
     return pairs, problems
+
+
+def find_missing_maps(settings, photos):
+    """Finds the depth maps of photos that have none in depth_dir=: those inside them, or a depth network's.
+
+    Returns {path of a photo: its depth map} and {path of a photo that failed: why}.
+    """
+    inside = {path: path for path in photos if settings.depth_dir and embedded_depth.contains(path)}
+    others = [path for path in photos if path not in inside]
+    if not others or settings.depth_is != "inverse":  # in one folder, the numbers of all maps have one meaning
+        return inside, {}
+    try:
+        made, failed = make_depth_maps(others, settings.depth_model, settings.depth_dir)
+    except DataError as error:
+        warn(str(error), kind="error")
+        return inside, {}
+    return inside | made, failed
+
+
+def make_depth_maps(photos, model, depth_dir=None):
+    """Makes the depth maps of photos with a depth network, see `depth_networks.open_network`.
+
+    They are kept in depth_dir, or in results/depth_maps/ under the photo's name and checksum, since photos of several
+    folders may have one name. Those that an earlier call made are taken.
+    Returns {path of a photo: its depth map} and {path of a photo that failed: why}. Raises DataError where the network
+    cannot be used.
+    """
+    folder = pathlib.Path(depth_dir) if depth_dir else utils.RESULTS / "depth_maps" / pathlib.Path(model).stem
+    maps = {}
+    for path in photos:
+        checksum = "" if depth_dir else "_" + hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        maps[path] = folder / f"{load_dataset.name_of(path)}{checksum}.png"
+    missing, failed = [path for path in photos if not maps[path].is_file()], {}
+    to_depth = depth_networks.open_network(model) if missing else None
+    progress = utils.ProgressLine(0, len(missing), "depth maps:")
+    for number, path in enumerate(missing, 1):
+        try:
+            utils.write_image(maps[path], to_depth(read_photo(path), path))
+        except (DataError, OSError) as error:
+            failed[path] = str(error)
+            del maps[path]
+        progress.update(number, path.name)
+    progress.clear()
+    print(f"Depth maps: {len(maps)} of {model} in {folder}/")
+    return maps, failed
 
 
 def load_input(pair, max_side=None, depth_is="inverse"):

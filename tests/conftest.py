@@ -19,6 +19,9 @@ from typing import NamedTuple
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the reference was computed on a CPU; a GPU rounds more (TF32)
 
+os.environ |= {"http_proxy": "http://127.0.0.1:1", "https_proxy": "http://127.0.0.1:1", "no_proxy": "127.0.0.1"}
+# So nothing is fetched, also by the processes that tests start.
+
 import numpy as np
 import pytest
 from reference import reference_weights, vgg19_mat

@@ -29,7 +29,8 @@ DEFAULTS = {  # as the help text shows them
     "test_model.py": {
         "level": "1", "orig": "false", "restore_iter": "last saved", "use_gpu": "true", "precision": "float32",
         "dataset_dir": "ebb_dataset/", "val_size": "0", "small": "false", "images_dir": "none",
-        "depth_dir": "those inside the photos", "max_side": "as they are"},
+        "depth_dir": "those inside the photos, or made by depth_model",
+        "depth_model": "depth_anything_v2_small", "max_side": "as they are"},
 }
 
 WRONG_CALLS = {  # the call, and what its one line has to say
@@ -138,6 +139,8 @@ WRONG_CALLS = {  # the call, and what its one line has to say
     "test_model.py gpu=false": ["gpu=false", "use_gpu"],
     "test_model.py dataset_dir=": ["dataset_dir=", "path"],
     "test_model.py batch_size=5": ["batch_size=5"],
+    "test_model.py depth_model=midas_v21_small": ["depth_model", "images_dir is missing"],
+    "test_model.py images_dir=photos depth_model=midas": ["depth_model=midas", "must be a file, or depth_anything_v2"],
     "test_model.py depth_dir=depth": ["images_dir", "is missing"],
     "test_model.py images_dir=photos depth_dir=depth dataset_dir=ebb_dataset/": ["images_dir", "dataset_dir"],
     "test_model.py images_dir=photos depth_dir=depth val_size=294": ["val_size", "data set"],

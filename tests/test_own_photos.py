@@ -6,6 +6,7 @@ The tests of test_model.py with own photos put a network in PyNET's place that g
 import os
 import pathlib
 import re
+import shutil
 import struct
 import types
 import unicodedata
@@ -14,6 +15,7 @@ import zlib
 
 import numpy as np
 import pytest
+from depth_network_files import expected_map
 from PIL import Image, ImageCms, PngImagePlugin
 
 import load_dataset
@@ -467,7 +469,7 @@ def test_all_that_can_be_rendered_is_upright_in_its_colours_and_the_rest_is_name
     for name, says in {"half.jpg": "damaged", "tiny.png": "is 63 x 200; each side", "raw.CR2": "save it as JPEG",
                        "without.png": "has no depth map in depth; python -m tools.make_depth_maps makes it"}.items():
         assert sum(f"photos/{name}: " in line and says in line for line in errors) == 1, name
-    assert errors[-1] == "error: 4 of 8 photos could not be rendered" and len(errors) == 5
+    assert errors[-1] == "error: 4 of 8 photos could not be rendered" and len(errors) == 6  # one: nothing is fetched
     assert result_of("long").shape == (1301, 65, 3)
     for name in ("turned", "a 'b\" <i> #1 %41 ?&", "Фото 写真"):
         assert np.abs(result_of(name).astype(int) - colours()).mean() < 3
@@ -511,20 +513,86 @@ def test_without_depth_dir_the_depth_maps_inside_the_photos_are_used(rendering):
     done = rendering("images_dir=photos")
     assert done.status == 1
     assert "Depth maps: inside a.jpg, b.jpg, damaged.jpg\n" in done.out
-    assert done.err.splitlines() == [
+    assert done.err.splitlines()[1:] == [  # after the line that no depth network could be fetched
         "error: photos/without.jpg: has no depth map inside, and depth_dir=FOLDER is not given; "
         "python -m tools.make_depth_maps makes it",
         "error: photos/damaged.jpg: the depth map in it is damaged (no PNG or JPEG)",
         "error: 2 of 4 photos could not be rendered"]
     for name in "ab":
         assert np.abs(result_of(name).astype(int) - colours()).mean() < 3
-    assert rendering().err.count("has no depth map in depth; ") == 3  # depth_dir= takes only what is there
+    done = rendering()  # whose depth_dir= has none of a, b and damaged
+    assert "Depth maps: inside a.jpg, b.jpg, damaged.jpg\n" in done.out and "error: 1 of 4 photos" in done.err
 
 
 def test_photos_without_any_depth_map_are_one_line(rendering):
     add_photo("a.jpg", lambda path: upright().save(path))
     done = rendering("images_dir=photos")
     assert done.status == 1 and "photos/a.jpg: has no depth map inside, and depth_dir=FOLDER is not given" in done.err
+
+
+# Depth maps of a depth network ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def depth_network(rendering, network_file):
+    """A stand-in for the depth network in models/depth/: the path of its file."""
+    path = pathlib.Path("models/depth/depth_anything_v2_small.onnx")
+    path.parent.mkdir()
+    shutil.copy(network_file(path.name), path)
+    return path
+
+
+def test_photos_without_a_map_get_one_from_the_depth_network_which_is_kept(rendering, depth_network):
+    add_photo("a.png", depth=False)
+    add_photo("b.png", size=(300, 200), depth=False)
+    done = rendering("images_dir=photos")
+    assert (done.status, done.err) == (0, "")
+    assert "Depth maps: 2 of depth_anything_v2_small in results/depth_maps/depth_anything_v2_small/\n" in done.out
+    kept = sorted(pathlib.Path("results/depth_maps/depth_anything_v2_small").iterdir())
+    assert [path.name[:2] for path in kept] == ["a_", "b_"]
+    np.testing.assert_allclose(np.float64(Image.open(kept[0])), expected_map(colours()), atol=4)
+    depth_network.unlink()
+    assert rendering("images_dir=photos").status == 0
+    add_photo("a.png", size=(300, 200), depth=False)  # another photo of the same name
+    assert "models/depth/depth_anything_v2_small.onnx: could not be fetched" in rendering("images_dir=photos").err
+
+
+def test_maps_of_the_network_are_kept_in_depth_dir_beside_those_that_are_there(rendering, depth_network):
+    add_photo("a.png")
+    add_photo("b.png", depth=False)
+    there = pathlib.Path("depth/a.png").read_bytes()
+    assert rendering().status == 0
+    np.testing.assert_allclose(np.float64(Image.open("depth/b.png")), expected_map(colours()), atol=4)
+    assert pathlib.Path("depth/a.png").read_bytes() == there and not pathlib.Path("results/depth_maps").exists()
+
+
+def test_no_network_is_opened_where_maps_are_there(rendering, monkeypatch):
+    from test_embedded_depth import gdepth
+    monkeypatch.setattr(depth_networks, "open_network", lambda *_: pytest.fail("opened a depth network"))
+    add_photo("a.png")
+    add_photo("b.jpg", lambda path: path.write_bytes(gdepth()), depth=False)
+    assert rendering().status == 0
+    add_photo("c.png", depth=False)
+    assert "c.png: has no depth map in depth" in rendering("images_dir=photos", "depth_dir=depth", "depth_is=depth").err
+
+
+def test_without_a_connection_one_line_says_which_file_to_put_where_and_the_others_are_rendered(rendering):
+    add_photo("a.png")
+    for name in ("b.png", "c.png"):
+        add_photo(name, depth=False)
+    done = rendering()
+    assert done.status == 1 and result_of("a").shape == (HEIGHT, WIDTH, 3)
+    [line] = [line for line in done.err.splitlines() if "could not be fetched" in line]
+    assert line.startswith("error: models/depth/depth_anything_v2_small.onnx: could not be fetched; put the file there")
+    assert "about 99 MB, licence Apache-2.0\n" in done.out and not list(pathlib.Path("models/depth").iterdir())
+
+
+def test_damaged_photo_without_a_map_is_named_and_the_others_are_rendered(rendering, depth_network):
+    add_photo("a.png", depth=False)
+    add_photo("b.png", lambda path: path.write_bytes(b"half"), depth=False)
+    done = rendering("images_dir=photos")
+    assert done.status == 1 and result_of("a").shape == (HEIGHT, WIDTH, 3)
+    assert done.err.count("photos/b.png: is damaged") == 1 and "1 of 2 photos could not be rendered" in done.err
 
 
 def test_profile_and_date_travel_into_the_result(rendering):
