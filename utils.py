@@ -166,6 +166,8 @@ def run(main):
     except BrokenPipeError:  # whoever read the output has gone
         pass
     except (DataError, OSError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            error.filename = error.filename or "stdout"  # which has no name; files have theirs
         problem = f"error: {error}"
     lost = _flush(sys.stdout)
     if lost:
