@@ -174,7 +174,8 @@ def main(argv):
     check_arguments(settings)
     worker = devices.find_worker()
     with runs.prepared_folders(settings.level) if worker.index == 0 else contextlib.nullcontext():
-        run, weights, before = runs.find_start(settings)
+        run, weights, before = runs.find_start(settings, PARAMETERS)
+        check_arguments(settings)  # those of the resumed run, too
         if settings.batch_size < worker.count:
             raise UsageError(f"batch_size={settings.batch_size}: is less than the {worker.count} workers of TF_CONFIG")
         settings.num_train_iters = settings.num_train_iters or DEFAULT_ITERATIONS[settings.level]
@@ -188,7 +189,7 @@ def main(argv):
         settings.kernel_start = settings.kernel_start or ("paper" if settings.width == "1" else "he")
         train_pairs, test_pairs = load_dataset.find_training_set(settings.dataset_dir, settings.use_depth,
                                                                  settings.patch_size, settings.val_size)
-        print(f"Data: {len(train_pairs)} training and {len(test_pairs)} test photos in {settings.dataset_dir}")
+        utils.say(f"Data: {len(train_pairs)} training and {len(test_pairs)} test photos in {settings.dataset_dir}")
         try:
             return train(settings, worker, run, weights, before, vgg_file, train_pairs, test_pairs)
         except tf.errors.ResourceExhaustedError:

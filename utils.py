@@ -108,6 +108,15 @@ def parse_arguments(argv, parameters, usage):
     return SimpleNamespace(**defaults | values, given=frozenset(values))
 
 
+def parse_stored(values, parameters):
+    """Returns {name: value} of arguments that were stored as JSON, checked as `parse_arguments` does, with its errors.
+
+    Names that are unknown, because another version stored them, are left out.
+    """
+    return {p.name: None if values[p.name] is None is p.default else _parse_value(p, str(values[p.name]))
+            for p in parameters if p.name in values}
+
+
 def help_text(parameters, usage):
     """Returns what `help` prints: the call, then each parameter with its meaning and default."""
     rows = [f"  {p.name:<16} {p.description()} [{p.shown_default()}]" for p in parameters]

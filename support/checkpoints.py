@@ -89,7 +89,8 @@ def network_of(prefix):
     """
     shape = _open(prefix).get_variable_to_shape_map().get(model.FIRST_KERNEL, ())
     network = model.describe(shape)
-    if network.get("channels") not in map(load_dataset.input_channels, (None, *load_dataset.MAPS)):
+    known = network.get("channels") in map(load_dataset.input_channels, (None, *load_dataset.MAPS))
+    if not known or not 0 < network["width_multiplier"] <= 1:  # before a network of a million maps is built
         raise DataError(f"{prefix}: is not a checkpoint of PyNET ({model.FIRST_KERNEL} has the shape {list(shape)})")
     return network
 
@@ -105,9 +106,9 @@ def restore_checkpoint(variables, prefix):
     Raises DataError where a file is missing or damaged, or a variable is missing or of another shape.
     """
     reader = _open(prefix)
-    stored = reader.get_variable_to_shape_map()
+    stored, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     for name, variable in variables.items():
-        if stored.get(name) != variable.shape.as_list():
+        if stored.get(name) != variable.shape.as_list() or types[name] != variable.dtype:
             raise DataError(f"{prefix}: {name} is {stored.get(name, 'missing')}, this network's is "
                             f"{variable.shape.as_list()}; the checkpoint was written by another network")
     try:
@@ -152,7 +153,11 @@ def read_notes(prefix):
     """Returns what `save_checkpoint` was given as notes, None where there are none. Raises ValueError if damaged."""
     finish_interrupted_saves(pathlib.Path(prefix).parent)
     path = _file(prefix, ".json")
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise ValueError(f"{path} is no file")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 # Writing -------------------------------------------------------------------------------------------------------------

@@ -7,13 +7,14 @@ import hashlib
 import math
 import os
 import pathlib
+import re
 import shutil
 import signal
 from types import SimpleNamespace
 
 from support import checkpoints, devices, training_log
 from support.training_log import attempt
-from utils import MODELS, RESULTS, DataError, prepare_folders, say, tf, warn
+from utils import MODELS, RESULTS, DataError, UsageError, parse_stored, prepare_folders, say, tf, warn
 
 
 @dataclasses.dataclass
@@ -29,6 +30,16 @@ class Run:
     start: str = ""  # from what, in words
     iterations_above: int = 0  # that the levels above were trained
     checkpoints: list = dataclasses.field(default_factory=list)  # iterations of those that this run has written
+
+    def is_sound(self):
+        """Returns whether all values, as read from a file, are of their types and in their ranges."""
+        counts = [self.iteration, self.steps_at_scale, self.iterations_above, *self.checkpoints]
+        numbers = [self.loss_scale, *self.losses]
+        return (all(type(count) is int and 0 <= count < 10 ** 18 for count in counts)
+                and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+                and type(self.losses) is type(self.checkpoints) is list
+                and self.loss_scale >= 1 and type(self.evaluated) is bool and type(self.start) is str
+                and re.fullmatch("run_[0-9]{1,18}", self.name) is not None)
 
     def count(self, loss, settings):
         """Counts an update."""
@@ -59,13 +70,13 @@ def prepared_folders(level):
         yield
 
 
-def find_start(settings):
+def find_start(settings, parameters):
     """Returns where a level starts: (run, prefix of its weights or None, notes of the state that is resumed or None).
 
-    Settings that are not on the command line of a resumed run become those that it had.
+    Settings that are not on the command line of a resumed run become those that it had. parameters: the `Parameter`s.
     """
     level, prefix = settings.level, checkpoints.resume_prefix(settings.level)
-    before = read_state(prefix)
+    before = read_state(prefix, parameters)
     if before and settings.resume:
         run = before.run
         for name, value in before.settings.items():
@@ -103,17 +114,25 @@ def is_done(settings, run):
     return run.iteration > settings.num_train_iters or run.iteration == settings.num_train_iters and run.evaluated
 
 
-def read_state(prefix):
-    """Returns the notes of a resumable state as a namespace, with its `Run`; None without one. DataError if damaged."""
+def read_state(prefix, parameters):
+    """Returns the notes of a resumable state as a namespace, with its `Run`; None without one.
+
+    Its settings are checked as those of the command line are. Raises DataError if anything is damaged.
+    """
     try:
         notes = checkpoints.read_notes(prefix)
         if notes is None:
             return None
-        return SimpleNamespace(run=Run(**notes["run"]), settings=dict(notes["settings"]), photos=dict(notes["photos"]),
-                               code=dict(notes["code"]))
-    except (KeyError, TypeError, ValueError):
-        raise DataError(f"{prefix}.json: is damaged or of another version; without it the level starts anew (delete "
-                        f"{prefix}.*)") from None
+        state = SimpleNamespace(run=Run(**notes["run"]), settings=parse_stored(notes["settings"], parameters),
+                                photos={"count": 0, **notes["photos"]}, code=dict(notes["code"]))
+        if state.run.is_sound():
+            return state
+        problem = "is damaged or of another version"
+    except UsageError as error:
+        problem = error
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        problem = "is damaged or of another version"
+    raise DataError(f"{prefix}.json: {problem}; without it the level starts anew (delete {prefix}.*)")
 
 
 def note_changes(settings, before, train_pairs, code):
@@ -121,10 +140,10 @@ def note_changes(settings, before, train_pairs, code):
     was = before.settings | before.code
     for name, value in (inherited(settings) | code).items():
         if was.get(name) != value:
-            print(f"Note: {name} was {was.get(name)} until iteration {before.run.iteration}, and is {value} from now "
+            say(f"Note: {name} was {was.get(name)} until iteration {before.run.iteration}, and is {value} from now "
                   "on")
     if before.photos != fingerprint(train_pairs):
-        print(f"Note: the training photos are not those of the run until now ({before.photos['count']} photos): "
+        say(f"Note: the training photos are not those of the run until now ({before.photos['count']} photos): "
               "it goes on with the new ones")
 
 

@@ -8,8 +8,10 @@
 
 import contextlib
 import datetime
+import fcntl
 import json
 import math
+import os
 import pathlib
 import platform
 import subprocess
@@ -36,11 +38,18 @@ def log_line(iteration, losses, test):
     return f"step {iteration} | training: {training}, test: {test['loss']:.4g} | {terms}"
 
 
-def append_to_log(line):
-    """Adds a line to models/logs.txt."""
+def append_to_log(heading, line, end):
+    """Adds a line to models/logs.txt, and before it the heading of the run unless the log ends at byte `end`.
+
+    So a line stands below the heading of its own run also where two levels are trained at once. Returns the new end.
+    """
     try:
         with open(LOG, "a", encoding="utf-8") as log:
-            print(printable(line), file=log)
+            with contextlib.suppress(OSError):  # a network drive may have no locks
+                fcntl.flock(log, fcntl.LOCK_EX)
+            lines = [line] if log.seek(0, os.SEEK_END) == end else [heading, line]
+            print(*map(printable, filter(None, lines)), sep="\n", file=log, flush=True)
+            return log.tell()
     except OSError as error:
         error.filename = str(LOG)  # a full disk names none
         raise
@@ -120,9 +129,9 @@ def write_card(level, run, test, settings, counts, code):
 def read_card(level):
     """Returns the card of a level as a dictionary, which is empty where there is none that can be read."""
     try:
-        card = json.loads(card_path(level).read_text(encoding="utf-8"))
+        card = json.loads(card_path(level).read_text(encoding="utf-8")) if card_path(level).is_file() else {}
         return card if isinstance(card, dict) else {}
-    except (OSError, ValueError):
+    except (OSError, RecursionError, ValueError):
         return {}
 
 
@@ -173,8 +182,13 @@ class TrainingLog:
         if writes:
             arguments = " ".join(f"{name}={value}" for name, value in settings.items())
             start = f"resumed after iteration {run.iteration}" if run.iteration else run.start
-            attempt(append_to_log, f"# {datetime.datetime.now():%Y-%m-%d %H:%M:%S} | level={level} {arguments} | "
-                                   f"{start} | {counts['training']} training, {counts['test']} test photos")
+            self._heading = (f"# {datetime.datetime.now():%Y-%m-%d %H:%M:%S} | level={level} {arguments} | {start} | "
+                             f"{counts['training']} training, {counts['test']} test photos")
+            self._log_end = None
+            attempt(self._add_to_log)
+
+    def _add_to_log(self, line=""):
+        self._log_end = append_to_log(self._heading, line, self._log_end)
 
     def _restart_clock(self):
         self._started, self._waited, self._batches = time.monotonic(), 0.0, 0
@@ -198,7 +212,7 @@ class TrainingLog:
             scalars["speed/seconds_waiting_for_data"] = self._waited
         line = log_line(self.run.iteration, self.run.losses, test)
         say(line)
-        attempt(append_to_log, line)
+        attempt(self._add_to_log, line)
         attempt(write_curves, self.level, self.run, test, crops, scalars)
         if self.run.checkpoints:  # before, the card is that of an earlier run
             attempt(write_card, self.level, self.run, test, self.settings, self.counts, self.code)

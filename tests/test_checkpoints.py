@@ -16,8 +16,9 @@ import pytest
 import tensorflow as tf
 
 import model
+import train_model
 import utils
-from support import checkpoints
+from support import checkpoints, runs, training_log
 from utils import DataError
 
 DATA, INDEX = ".data-00000-of-00001", ".index"
@@ -133,9 +134,28 @@ def test_the_network_of_a_checkpoint_is_built_by_what_it_says(small_checkpoint, 
         np.testing.assert_array_equal(variable, small_pynet.variables[name])
 
 
-def test_what_is_not_a_checkpoint_of_pynet_is_told_so(tmp_path):
-    with pytest.raises(DataError, match=r"a\.ckpt: is not a checkpoint of PyNET .*\[3, 5\]"):
-        checkpoints.network_of(save(1, tmp_path / "a.ckpt"))
+@pytest.mark.parametrize("shape", [(3, 5), (3, 3, 16, 33), (3, 3, 16, 10 ** 6), (3, 3, 16, 0), (3, 3, 10 ** 6, 32)])
+def test_what_is_not_a_checkpoint_of_pynet_is_told_so_before_a_network_is_built(shape, tmp_path):
+    variable = {"generator/Variable": tf.Variable(tf.zeros(shape, tf.bool))}
+    checkpoints.save_checkpoint(variable, tmp_path / "a.ckpt")
+    with pytest.raises(DataError, match=rf"a\.ckpt: is not a checkpoint of PyNET .*{re.escape(str(list(shape)))}"):
+        checkpoints.network_of(tmp_path / "a.ckpt")
+
+
+def test_values_of_another_type_are_refused(tmp_path):
+    stored = {name: tf.Variable(tf.cast(variable, tf.float64)) for name, variable in variables(1).items()}
+    checkpoints.save_checkpoint(stored, tmp_path / "a.ckpt")
+    assert_restore_fails(tmp_path / "a.ckpt", "generator/Variable")
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(workplace):
+    prefix = checkpoints.resume_prefix(7)
+    for path in (f"{prefix}.index", f"{prefix}.data-00000-of-00001", f"{prefix}.json", training_log.card_path(7)):
+        os.mkfifo(path)
+    assert_restore_fails(prefix, "is missing")
+    with pytest.raises(DataError, match="resume.ckpt.json: is damaged"):
+        runs.read_state(prefix, train_model.PARAMETERS)
+    assert training_log.read_card(7) == {}
 
 
 # Files that are not right --------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 Runs are those of the script, of the small network; but for the tests that kill or fill, only their update is replaced.
 """
 
+import dataclasses
 import errno
 import functools
 import itertools
@@ -242,6 +243,47 @@ def test_a_damaged_state_is_one_line(content, workplace, call):
     done = call(train_model, "level=7", "resume=true")
     assert done.status == 1
     assert re.fullmatch(r"error: models/pynet_level_7_resume\.ckpt\.json: is damaged.*\n", done.err), done.err
+
+
+ODD = (None, True, -1, 0, 0.5, 1e300, 1e999, 10 ** 30, "", "x", "/elsewhere", "run_1/../../x", "a\nb\x1b[2J", [], [-1],
+       ["x"], {})
+
+
+@pytest.mark.parametrize("part, name", [
+    *(("run", field.name) for field in dataclasses.fields(runs.Run)),
+    *(("settings", parameter.name) for parameter in train_model.PARAMETERS),
+    ("run", None), ("settings", None), ("photos", None), ("code", None)])
+def test_odd_values_in_a_state_are_one_line_or_what_the_command_line_could_have_given(part, name, workplace):
+    prefix = checkpoints.resume_prefix(7)
+    for value in ODD:
+        notes = {"run": {"iteration": 3}, "settings": {}, "photos": {"count": 1}, "code": {}}
+        notes[part] = notes[part] | {name: value} if name else value
+        pathlib.Path(f"{prefix}.json").write_text(json.dumps(notes))
+        try:
+            state = runs.read_state(prefix, train_model.PARAMETERS)
+        except DataError as error:
+            assert str(error).startswith(f"{prefix}.json: ")
+            continue
+        assert re.fullmatch("run_[0-9]+", state.run.name)
+        for field in dataclasses.fields(runs.Run):
+            found, default = getattr(state.run, field.name), getattr(runs.Run(), field.name)
+            assert type(found) in (type(default), type(default) if field.name != "loss_scale" else int)
+            assert field.name == "losses" or min([0, *found] if field.name == "checkpoints" else [0]) == 0
+        arguments = [f"{key}={value}" for key, value in state.settings.items() if value is not None and key != "level"]
+        given = utils.parse_arguments(["level=7", *arguments], train_model.PARAMETERS, "")
+        assert state.settings.items() <= vars(given).items() | {"level": state.settings.get("level")}.items()
+
+
+@pytest.mark.parametrize("name, value, problem", [
+    ("max_to_keep", 0, "max_to_keep=0: must be 1 or more"), ("width", "2", "width=2: must be 1, 0.5, 0.25 or 0.125"),
+    ("learning_rate", -1, "learning_rate=-1: must be from 1e-12 to 1")])
+def test_settings_of_a_state_are_checked_as_those_of_the_command_line(name, value, problem, workplace, call):
+    notes = {"run": {}, "settings": {name: value}, "photos": {}, "code": {}}
+    pathlib.Path(f"{checkpoints.resume_prefix(7)}.json").write_text(json.dumps(notes))
+    done = call(train_model, "level=7", "resume=true")
+    assert done.status == 1
+    assert done.err.startswith(f"error: models/pynet_level_7_resume.ckpt.json: {problem}")
+    assert done.err.count("\n") == 1
 
 
 def test_the_state_holds_weights_moments_and_notes_under_tensorflow_1_names(training):

@@ -20,6 +20,7 @@ import test_model
 import train_model
 import utils
 from support import checkpoints, devices, runs, starts, training_log
+from tools import plot_logs
 
 
 def curves(folder):
@@ -58,6 +59,20 @@ def training(monkeypatch, workplace, small_dataset, call, small_pynet):
 
 
 # The log and the curves ----------------------------------------------------------------------------------------------
+
+
+def test_two_levels_that_train_at_once_keep_their_lines_apart(workplace, monkeypatch):
+    monkeypatch.setattr(training_log, "write_curves", lambda *_: None)
+    counts = {"training": 9, "test": 3}
+    logs = {level: training_log.TrainingLog(level, {"dataset_dir": "a\n# level=1"}, runs.Run(), counts, {})
+            for level in (7, 6)}
+    psnr = {(7, 0): 10, (7, 10): 11, (6, 0): 20, (7, 20): 12, (6, 10): 21, (6, 20): 22}
+    for (level, iteration), value in psnr.items():
+        logs[level].run.iteration = iteration
+        logs[level].report(({"loss": 1, "mse": 0.1, "psnr": value, "l1": 0.2}, []), 1e-4)
+    found = plot_logs.read_log(training_log.LOG)
+    assert {(level, iteration): values["psnr"] for level in found for iteration, values in found[level].items()} == psnr
+    assert training_log.LOG.read_text().count("\n#") + 1 == 2 + 4, "a heading again only after the other level's line"
 
 
 @pytest.mark.parametrize("losses, training_loss", [([], "-"), ([1.0, 2.0], "1.5"), ([1e-9], "1e-09")])
