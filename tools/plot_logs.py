@@ -19,7 +19,7 @@ PANELS = {  # title: {name in the log: name in the legend}
     "PSNR of the test photos, dB": {"psnr": None},
     "MS-SSIM of the test photos": {"ms-ssim": None},
 }
-HEADING = re.compile(r"#.*\blevel=([1-7])\b")  # searched, because a line cut short by a crash may stand before it
+HEADING = re.compile(r"#.*?\blevel=([1-7])\b")  # searched, because a line cut short by a crash may stand before it
 VALUE = r"[\w-]+: (?:-|nan|-?inf|-?\d+(?:\.\d+)?(?:e[+-]\d+)?)"
 EVALUATION = re.compile(rf"step (\d+) \| {VALUE}, {VALUE} \| (?:{VALUE}, )*{VALUE}", re.ASCII)
 METRIC = re.compile(r"([\w-]+): ([^\s,]+)")
