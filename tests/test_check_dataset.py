@@ -262,7 +262,7 @@ def test_resemblance_is_that_of_colours_seen_from_far():
 # From the download to numbers ----------------------------------------------------------------------------------------
 
 
-SMALL = {"model=model_opt.tflite": "model=depth.keras", "val_size=294": "val_size=4", "batch_size=50": "batch_size=2"}
+SMALL = {"model=midas_v21_small": "model=depth.keras", "val_size=294": "val_size=4", "batch_size=50": "batch_size=2"}
 QUICK_LEVEL_7 = "width=0.125", "patch_size=64", "num_train_iters=2", "eval_step=2", "vgg_dir=none"
 
 
