@@ -17,10 +17,11 @@ import threading
 import warnings
 
 import numpy as np
+from PIL import Image
 
 import load_dataset
 import utils
-from support import checkpoints, depth_networks, devices, image_metrics, own_photos, results_page, training_log
+from support import checkpoints, depth_networks, detail, devices, image_metrics, own_photos, results_page, training_log
 from utils import DataError, Parameter, UsageError, tf
 
 BORDER = 32  # pixels cut off on every side before the metrics
@@ -42,9 +43,13 @@ PARAMETERS = (
     Parameter("depth_model", str, depth_networks.DEFAULT,
               f"depth network for own photos without a depth map: a file, or {' or '.join(depth_networks.NAMED)}"),
     Parameter("depth_is", tuple(depth_networks.OUTPUTS), "inverse", "what the numbers of depth_dir mean"),
-    Parameter("max_side", int, None, "longest side in pixels; larger own photos are made smaller",
-              own_photos.SMALLEST_SIDE, default_text="as they are"),
+    Parameter("max_side", int, None, "longer side in pixels at which the network computes own photos",
+              own_photos.SMALLEST_SIDE, default_text=f"{own_photos.LEARNED_SIDE}, for photos larger than "
+              f"{own_photos.LARGEST_SIDE}"),
+    Parameter("detail", bool, True, "own photos keep their own detail in focus; false is the network's bare picture"),
 )
+FOR_DATA_SETS = "dataset_dir", "val_size"
+FOR_OWN_PHOTOS = "depth_dir", "depth_model", "depth_is", "max_side", "detail"
 USAGE = "python test_model.py [name=value ...]"
 
 
@@ -59,19 +64,15 @@ def main(argv):
     network = checkpoints.network_of(prefix)
     find = own_photos.find_photos_to_render if settings.images_dir else find_test_photos
     pairs, problems = find(settings, checkpoints.takes_maps(network))
-    import model  # here, because it imports TensorFlow at its top
-    pynet = model.build_pynet(seed=None, precision=settings.precision, **network)
-    checkpoints.restore_checkpoint(pynet.variables, prefix)
-    render = make_renderer(model.network_for_level(pynet, settings.level), settings.level)
-    return render_all(settings, pairs, problems, render, prefix, suffix)
+    renderer = Renderer(prefix, settings.level, settings.precision)
+    return render_all(settings, pairs, problems, renderer, prefix, suffix)
 
 
 def check_arguments(settings):
     """Raises UsageError for arguments that do not go together, DataError without a data set."""
     check_weights(settings)
     use = "a data set; leave images_dir out" if settings.images_dir else "own photos, but images_dir is missing"
-    other = ("dataset_dir", "val_size") if settings.images_dir else ("depth_dir", "depth_model", "depth_is", "max_side")
-    for name in other:
+    for name in FOR_DATA_SETS if settings.images_dir else FOR_OWN_PHOTOS:
         if name in settings.given:
             raise UsageError(f"{name}: is for {use}")
     if settings.depth_model not in depth_networks.NAMED and not os.path.exists(settings.depth_model):
@@ -115,13 +116,13 @@ def find_test_photos(settings, use_depth):
     return pairs, []
 
 
-def render_all(settings, pairs, problems, render, prefix, suffix):
+def render_all(settings, pairs, problems, renderer, prefix, suffix):
     """Renders the photos and shows the results; `problems` are those already known. Returns the exit status."""
     iteration = checkpoints.iteration_of(prefix)  # None for released and small weights
     data = f"Data: {len(pairs)} photo{'s' * (len(pairs) != 1)} of {settings.images_dir or settings.dataset_dir}"
     origin = training_log.card_rows(settings.level, iteration).get("Origin")
     print(*filter(None, [f"Weights: {prefix}", origin, data]), sep="\n")
-    render_one = functools.partial(render_photo, settings, render, threading.Lock(), suffix)
+    render_one = functools.partial(render_photo, settings, renderer, suffix)
     results, total = [], len(pairs) + len(problems)
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         try:
@@ -148,23 +149,23 @@ def render_all(settings, pairs, problems, render, prefix, suffix):
     return 1 if problems else 0
 
 
-def render_photo(settings, render, network_lock, suffix, pair):
+def render_photo(settings, renderer, suffix, pair):
     """Reads, renders, measures and writes a photo. Returns its `results_page.Result`, or a text if that fails."""
     path = utils.FULL_RESOLUTION / (pair.name + suffix)
     try:
+        metrics, target = {}, None
         if settings.images_dir:
-            photo, size, info = own_photos.load_input(pair, settings.max_side, settings.depth_is)
+            seen, computed, photo = own_photos.load_input(pair, settings.max_side, settings.depth_is)
+            picture = renderer.render_own(seen, computed, photo, settings.detail)
+            info, picture = picture.info, np.asarray(picture)
         else:
-            photo, size, info = load_dataset.load_input(pair), pair.size, {}
-        if not min(size) >> (settings.level - 1):
-            raise DataError(f"{pair.photo}: is {load_dataset.size_text(size)}, too small for level {settings.level}")
-        target = load_dataset.load_target(pair, settings.level) if pair.bokeh else None
-        with network_lock:
-            image = render(photo, size)
-        metrics = measure(image, target) if pair.bokeh else {}
-        picture = utils.to_uint8(image)
+            seen, photo, info = load_dataset.load_input(pair), pair, {}
+            target = load_dataset.load_target(pair, settings.level) if pair.bokeh else None
+            image = renderer.render_whole(seen, pair.size)
+            metrics = measure(image, target) if pair.bokeh else {}
+            picture = utils.to_uint8(image)
         utils.write_image(path, picture, info)
-        pictures = results_page.write_thumbnails(path, photo, picture, target, pair.kind)
+        pictures = results_page.write_thumbnails(path, seen, picture, target, pair.kind)
     except DataError as error:
         return str(error)
     except OSError as error:
@@ -172,7 +173,80 @@ def render_photo(settings, render, network_lock, suffix, pair):
     except (MemoryError, tf.errors.ResourceExhaustedError):
         return (f"{pair.photo}: does not fit into the device's memory; use_gpu=false renders on the CPU, "
                 "max_side= makes own photos smaller")
-    return results_page.Result(pair.name, path, size, metrics, pictures)
+    return results_page.Result(pair.name, path, photo.size, metrics, pictures)
+
+
+class Renderer:
+    """Renders photos of any kind with a network that is loaded once; several threads may use it.
+
+        render = test_model.Renderer("small")
+        render("photo.jpg", "depth.png").save("bokeh.png")
+
+    Args:
+      weights: "small", "orig" (the released weights in models/original/), or the prefix of a checkpoint.
+      level: 1-7; the pictures of the levels above 1 are halved in size for each, without the photo's detail.
+      precision: of the feature maps: "float32", "bfloat16" or "float16".
+      depth_model: depth network for photos without a depth map, see `depth_networks.open_network`, loaded when needed.
+
+    Raises DataError where the checkpoint is missing or damaged.
+    """
+
+    def __init__(self, weights="small", level=1, precision="float32", depth_model=depth_networks.DEFAULT):
+        import model  # here, because it imports TensorFlow at its top
+        published = {"small": utils.SMALL, "orig": utils.ORIGINAL}
+        prefix = checkpoints.find_published(published[weights]) if weights in published else weights
+        network = checkpoints.network_of(prefix)
+        pynet = model.build_pynet(seed=None, precision=precision, **network)
+        checkpoints.restore_checkpoint(pynet.variables, prefix)
+        self.level, self.takes_maps = level, checkpoints.takes_maps(network)
+        self.depth_model, self._to_depth = depth_model, None
+        self._render, self._lock = make_renderer(model.network_for_level(pynet, level), level), threading.Lock()
+
+    def __call__(self, photo, depth=None, depth_is="inverse", side=None, with_detail=True):
+        """Renders one photo. Returns a Pillow image of its size, with its colour profile and dates in `info`.
+
+        Args:
+          photo: path, Pillow image, or array, uint8 (height, width, 3), RGB.
+          depth: its depth map, of any size: path, Pillow image, or array of numbers, (height, width). None takes the
+            one inside the photo file, or has the depth network make one.
+          depth_is: what the numbers of `depth` mean: "inverse" (bright = near), "depth", "distance" or "log_depth".
+          side: longer side in pixels at which the network computes; by default 1536 for photos larger than 1920.
+          with_detail: what is in focus keeps the photo's own detail; False gives the network's bare picture.
+
+        Raises DataError where photo or depth map cannot be used.
+        """
+        if not self.takes_maps:
+            depth = None
+        elif depth is None:
+            depth = self.find_depth(photo)
+        pair = own_photos.Pair("photo", photo, depth, bokeh=None, size=None)
+        return self.render_own(*own_photos.load_input(pair, side, depth_is), with_detail)
+
+    def find_depth(self, photo):
+        """Returns the photo's path where a depth map is inside it; else what the depth network makes of the photo."""
+        if own_photos.holds_depth(photo):
+            return photo
+        with self._lock:
+            self._to_depth = self._to_depth or depth_networks.open_network(self.depth_model)
+        return self._to_depth(own_photos.as_photo(photo), own_photos.name_of(photo))
+
+    def render_own(self, seen, size, photo, with_detail=True):
+        """Renders what `own_photos.load_input` gave. Returns a Pillow image, as `__call__` says."""
+        framed, frame = detail.add_frame(seen, self.level)
+        image = self.render_whole(framed, tuple(side + 2 * frame for side in size))
+        image = Image.fromarray(utils.to_uint8(image[tuple(
+            slice(frame >> (self.level - 1), (frame + side) >> (self.level - 1)) for side in reversed(size))]))
+        return detail.finish(image, seen, photo, self.level, with_detail)
+
+    def render_whole(self, seen, size):
+        """Returns what the network makes of an input, see `make_renderer`. Raises DataError where it is not finite."""
+        if not min(size) >> (self.level - 1):
+            raise DataError(f"a photo of {load_dataset.size_text(size)} is too small for level {self.level}")
+        with self._lock:
+            image = self._render(seen, size)
+        if not np.isfinite(image).all():
+            raise DataError("the network's picture is not finite; its weights are damaged, or try precision=float32")
+        return image
 
 
 def make_renderer(network, level):

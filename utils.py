@@ -24,7 +24,7 @@ except ImportError:
 
 MODELS = pathlib.Path("models")
 ORIGINAL = MODELS / "original" / "pynet_bokeh_level_0"  # prefix of the released weights
-SMALL = MODELS / "small" / "pynet_bokeh_small"  # prefix of the small network's weights
+SMALL = pathlib.Path(__file__).resolve().parent / "models" / "small" / "pynet_bokeh_small"  # comes with the scripts
 RESULTS = pathlib.Path("results")
 FULL_RESOLUTION = RESULTS / "full-resolution"
 

@@ -6,6 +6,7 @@ number type is brought to half the photo's size, 8 bits, bright = near.
 
 import hashlib
 import io
+import os
 import pathlib
 
 import numpy as np
@@ -21,6 +22,7 @@ from utils import DataError, warn
 
 HEIF, AVIF = ("HEIF", "pillow-heif"), ("AVIF", "pillow>=11.3")  # formats and the packages that read them
 REQUIREMENTS = {".heic": HEIF, ".heif": HEIF, ".hif": HEIF, ".avif": AVIF}
+PATHS = str, os.PathLike
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".webp", ".tif", ".tiff", *REQUIREMENTS)
 DEPTH_SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".npz", ".pfm", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "WEBP", "TIFF")  # by content, beside those of phones
@@ -29,6 +31,7 @@ MAX_DEPTH_PIXELS = 2 ** 26  # of a depth map; its numbers take several times 8 b
 MAX_PROFILE = 2 ** 20  # bytes of a colour profile; Pillow, as it comes, opens no PNG with a larger one
 MODES_OF_NUMBERS = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # of Pillow, with one channel of more than 8 bits
 SMALLEST_SIDE = 64  # pixels of a photo's shorter side
+LEARNED_SIDE, LARGEST_SIDE = 1536, 1920  # longer side of the photos of EBB!: usual, and above what any of them has
 ASPECT_TOLERANCE = 0.05  # between a depth map and its photo
 DATE_TAG, EXIF_TAGS = 0x0132, 0x8769  # EXIF 2.32: date and time of change; where the tags of the shot lie
 SHOT_DATE_TAGS = (0x9003, 0x9004, 0x9010, 0x9011, 0x9012)  # taken, digitised, and the offsets from UTC of all three
@@ -154,32 +157,57 @@ def make_depth_maps(photos, model, depth_dir=None):
 def load_input(pair, max_side=None, depth_is="inverse"):
     """Makes the network's input of a photo, as `load_dataset.load_input` does of one in the data set.
 
-    A photo with a longer side than `max_side`, in pixels, is made smaller. `depth_is` is that of `read_depth_map`.
-    Raises DataError where the photo or its depth map is damaged or too small.
+    pair.photo and pair.map are paths, Pillow images or arrays, see `as_photo` and `as_depth_map`. A photo with a longer
+    side than `max_side`, in pixels, is made smaller; by default one of more than LARGEST_SIDE, to LEARNED_SIDE.
+    `depth_is` is that of `read_depth_map`. Raises DataError where the photo or its depth map is damaged or too small.
 
     Returns:
       input: uint8 (height / 2, width / 2, channels), RGB and depth, 0-255; RGB alone without depth.
-      size: (width, height) of the upright photo that is rendered.
-      info: its colour profile and EXIF dates, see `read_photo`.
+      size: (width, height) at which the photo is rendered.
+      photo: the upright photo as a Pillow image of its own size; `info` as `read_photo` says.
     """
-    photo = read_photo(pair.photo)
-    info = photo.info
-    if max_side and max(photo.size) > max_side:
-        scale = max_side / max(photo.size)
-        photo = load_dataset.resize(photo, tuple(max(1, round(side * scale)) for side in photo.size))
-    if min(photo.size) < SMALLEST_SIDE:
+    photo = as_photo(pair.photo)
+    size = _computed_size(photo.size, max_side)
+    if min(size) < SMALLEST_SIDE:
         resized = f" with max_side={max_side}" if max_side else ""
-        raise DataError(f"{pair.photo}: is {size_text(photo.size)}{resized}; each side must have at least "
+        raise DataError(f"{name_of(pair.photo)}: is {size_text(size)}{resized}; each side must have at least "
                         f"{SMALLEST_SIDE} pixels")
-    half = load_dataset.halve(photo)
-    if pair.map == pair.photo:
+    half = load_dataset.halve(load_dataset.resize(photo, size))
+    if pair.map is None:
+        depth = None
+    elif pair.map is pair.photo:
         depth = _fit_to_photo(embedded_depth.read(pair.photo), half.size, f"{pair.photo}: the depth map in it")
     else:
-        depth = pair.map and read_depth_map(pair.map, half.size, depth_is)
-    return load_dataset.stack(half, None if depth is None else Image.fromarray(depth)), photo.size, info
+        depth = as_depth_map(pair.map, half.size, depth_is)
+    return load_dataset.stack(half, None if depth is None else Image.fromarray(depth)), size, photo
+
+
+def holds_depth(photo):
+    """Returns whether a photo is the path of a file with a depth map inside."""
+    return isinstance(photo, PATHS) and embedded_depth.contains(photo)
+
+
+def _computed_size(size, max_side):
+    """Returns the (width, height) at which a photo of `size` is rendered."""
+    if max(size) <= (max_side or LARGEST_SIDE):
+        return size
+    scale = max_side / max(size) if max_side else max(LEARNED_SIDE / max(size), min(1, SMALLEST_SIDE / min(size)))
+    return tuple(max(1, round(side * scale)) for side in size)
+
+
+def name_of(photo):
+    """Returns how messages call a photo: by its path, if it has one."""
+    return photo if isinstance(photo, PATHS) else "the picture"
 
 
 # Photos --------------------------------------------------------------------------------------------------------------
+
+
+def as_photo(photo):
+    """Returns `read_photo` of a path, and the same of a Pillow image or an array, uint8 (height, width, 3)."""
+    if isinstance(photo, PATHS):
+        return read_photo(pathlib.Path(photo))
+    return _upright_rgb(photo if isinstance(photo, Image.Image) else Image.fromarray(photo), "the picture")
 
 
 def read_photo(path):
@@ -199,8 +227,7 @@ def read_photo(path):
                 stored = Image.open(io.BytesIO(original), formats=("JPEG",))
                 stored.getexif().setdefault(ORIENTATION, image.getexif().get(ORIENTATION, 1))
             stored.load()
-            upright, dates = _apply_exif(stored)
-            photo = _convert_to_rgb(upright)
+            return _upright_rgb(stored, path)
     except Image.DecompressionBombError:
         raise DataError(f"{path}: {load_dataset.TOO_LARGE}") from None
     except Exception as error:  # Pillow raises many kinds
@@ -208,10 +235,15 @@ def read_photo(path):
         if image_format not in embedded_depth.phone_formats():
             raise DataError(f'{path}: needs {package}: pip install "{package}", or save it as JPEG') from None
         raise DataError(f"{path}: is damaged, or no JPEG, PNG, WebP or TIFF of 8 or 16 bits ({error})") from None
-    profile = stored.info.get("icc_profile") or b""
+
+
+def _upright_rgb(image, name):
+    upright, dates = _apply_exif(image)
+    photo = _convert_to_rgb(upright)
+    profile = image.info.get("icc_profile") or b""
     photo.info = {"icc_profile": profile} if profile[PROFILE_SPACE] == b"RGB " else {}
     if len(profile) > MAX_PROFILE:
-        warn(f"{path}: its colour profile of {len(profile) / 2 ** 20:.1f} MB is left out")
+        warn(f"{name}: its colour profile of {len(profile) / 2 ** 20:.1f} MB is left out")
         photo.info = {}
     if dates:
         photo.info["exif"] = dates
@@ -259,14 +291,27 @@ def read_depth_map(path, size, depth_is="inverse"):
         raise
     except Exception as error:  # Pillow and NumPy raise many kinds
         raise DataError(f"{path}: is damaged, or no PNG, TIFF, JPEG, WebP, PFM, .npy or .npz ({error})") from None
+    return _to_inverse_depth(depth, size, f"{path}:", depth_is)
+
+
+def as_depth_map(depth, size, depth_is="inverse"):
+    """Returns `read_depth_map` of a path, and the same of a Pillow image or an array of numbers, (height, width)."""
+    if isinstance(depth, PATHS):
+        return read_depth_map(pathlib.Path(depth), size, depth_is)
+    if isinstance(depth, Image.Image):
+        depth = _numbers(depth, "the depth map")
+    return _to_inverse_depth(depth, size, "the depth map", depth_is)
+
+
+def _to_inverse_depth(depth, size, name, depth_is):
     shape, depth = depth.shape, np.squeeze(depth)
     if depth.ndim != 2 or not depth.size or depth.dtype.kind not in "biuf":
-        raise DataError(f"{path}: holds {depth.dtype} of shape {shape}; a depth map has one number for each pixel")
+        raise DataError(f"{name} holds {depth.dtype} of shape {shape}; a depth map has one number for each pixel")
     if depth.size > MAX_DEPTH_PIXELS:
-        raise DataError(f"{path}: has {size_text(depth.shape[::-1])} pixels, too many for a depth map")
+        raise DataError(f"{name} has {size_text(depth.shape[::-1])} pixels, too many for a depth map")
     if depth.dtype == np.uint8 and depth_is in ("inverse", "depth"):
-        return _fit_to_photo(depth if depth_is == "inverse" else 255 - depth, size, f"{path}:")
-    return _fit_to_photo(_scale_to_255(depth, path, depth_is), size, f"{path}:")
+        return _fit_to_photo(depth if depth_is == "inverse" else 255 - depth, size, name)
+    return _fit_to_photo(_scale_to_255(depth, name, depth_is), size, name)
 
 
 def _load_array(path):
@@ -287,19 +332,23 @@ def _read_depth_image(path):
     with open(path, "rb") as file, Image.open(file, formats=DEPTH_FORMATS) as image:
         if image.width * image.height > MAX_DEPTH_PIXELS:
             raise DataError(f"{path}: has {size_text(image.size)} pixels, too many for a depth map")
-        if image.mode in MODES_OF_NUMBERS:
-            return np.array(image)
-        load_dataset.check_grey(image, path)
-        return np.array(image.convert("L"))
+        return _numbers(image, path)
 
 
-def _scale_to_255(depth, path, depth_is):
+def _numbers(image, name):
+    if image.mode in MODES_OF_NUMBERS:
+        return np.array(image)
+    load_dataset.check_grey(image, name)
+    return np.array(image.convert("L"))
+
+
+def _scale_to_255(depth, name, depth_is):
     """Returns float32 0-255 of numbers of any range, 255 where something is near."""
     with np.errstate(all="ignore"):
         inverse = OUTPUTS[depth_is](depth.astype(np.float64))
     finite = inverse[np.isfinite(inverse)]
     if not finite.size:
-        raise DataError(f"{path}: holds no finite number")
+        raise DataError(f"{name} holds no finite number")
     low, high = np.percentile(finite, PERCENTILES)
     if low == high:
         low, high = finite.min(), finite.max()

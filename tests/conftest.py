@@ -32,6 +32,7 @@ from tools import make_scenes
 REPOSITORY = pathlib.Path(__file__).parent.parent
 REFERENCE = pathlib.Path(__file__).parent / "reference"
 VGG_SEED = 3  # of the .mat that vgg_seed3.npz and losses.json were computed with
+LOCAL_SMALL = utils.MODELS / "small" / utils.SMALL.name  # in a workplace, so that no test writes to the repository's
 QUICK = "width=0.125", "patch_size=64", "batch_size=1", "vgg_dir=none"  # arguments of a training that takes seconds
 
 
@@ -174,6 +175,7 @@ class Call(NamedTuple):
 def workplace(tmp_path, monkeypatch):
     """An empty folder, which is the current one, with models/ in it."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(utils, "SMALL", LOCAL_SMALL)
     utils.MODELS.mkdir()
     yield tmp_path
     shutil.rmtree(tmp_path / utils.MODELS)  # pytest would keep hundreds of MB
@@ -185,6 +187,7 @@ def module_workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("workplace")
     with pytest.MonkeyPatch.context() as patches:
         patches.chdir(folder)
+        patches.setattr(utils, "SMALL", LOCAL_SMALL)
         utils.MODELS.mkdir()
         yield folder
     shutil.rmtree(folder / utils.MODELS)

@@ -14,6 +14,7 @@ import stat
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import LOCAL_SMALL
 
 import model
 import train_model
@@ -337,7 +338,7 @@ def test_iteration_that_was_not_saved_is_answered_with_those_that_were(workplace
 # The released and the small weights ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prefix", [utils.ORIGINAL, utils.SMALL])
+@pytest.mark.parametrize("prefix", [utils.ORIGINAL, LOCAL_SMALL])
 def test_weights_that_are_not_ours_are_found_under_their_name_or_named(prefix, workplace):
     with pytest.raises(DataError, match=rf"{prefix.parent}/ holds no .*{prefix.name}\.index"):
         checkpoints.find_published(prefix)

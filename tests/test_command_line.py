@@ -30,7 +30,7 @@ DEFAULTS = {  # as the help text shows them
         "level": "1", "orig": "false", "restore_iter": "last saved", "use_gpu": "true", "precision": "float32",
         "dataset_dir": "ebb_dataset/", "val_size": "0", "small": "false", "images_dir": "none",
         "depth_dir": "those inside the photos, or made by depth_model",
-        "depth_model": "depth_anything_v2_small", "max_side": "as they are"},
+        "depth_model": "depth_anything_v2_small", "max_side": "1536, for photos larger than 1920"},
 }
 
 WRONG_CALLS = {  # the call, and what its one line has to say
@@ -150,6 +150,7 @@ WRONG_CALLS = {  # the call, and what its one line has to say
     "test_model.py image_dir=photos": ["image_dir=photos", "did you mean images_dir="],
     "test_model.py depths_dir=depth": ["depths_dir=depth", "did you mean depth_dir="],
     "test_model.py max_side=1024": ["max_side", "images_dir"],
+    "test_model.py detail=false": ["detail", "images_dir"],
     "test_model.py images_dir=photos depth_dir=depth max_side=63": ["max_side=63", "64 or more"],
     "test_model.py images_dir=photos depth_dir=depth max_side=large": ["max_side=large", "whole number"],
     "test_model.py ebb_dataset/": ["ebb_dataset/", "dataset_dir"],

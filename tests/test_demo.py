@@ -23,13 +23,13 @@ def test_every_call_is_one_that_the_scripts_take():
 def test_an_earlier_demo_is_replaced_and_what_is_not_a_demos_is_left(workplace):
     (utils.MODELS / "logs.txt").write_text("mine")
     demo.prepare_folder()
-    (demo.FOLDER / "models/logs.txt").write_text("of the demo before")
+    (demo.FOLDER / "logs.txt").write_text("of the demo before")
     demo.prepare_folder()
-    assert not (demo.FOLDER / "models/logs.txt").exists() and (utils.MODELS / "logs.txt").read_text() == "mine"
+    assert not (demo.FOLDER / "logs.txt").exists() and (utils.MODELS / "logs.txt").read_text() == "mine"
     demo.MARKER.unlink()
     with pytest.raises(DataError, match=r"results/demo: was not made by this demo"):
         demo.prepare_folder()
-    assert (demo.FOLDER / "models").is_dir()
+    assert demo.FOLDER.is_dir()
 
 
 @pytest.fixture
@@ -59,6 +59,7 @@ def test_the_last_sheet_adds_the_crops_of_all_levels(rendered_scenes):
             utils.write_image(demo.FOLDER / f"results/pynet_img_{number}_level_{level}_iter_{iterations}.jpg", crop)
         log += [f"# now | level={level} batch_size=1", "step 0 | training: -, test: 9 | mse: 0.1, psnr: 9.5, l1: 0.1",
                 f"step {iterations} | training: 1, test: 9 | mse: 0.1, psnr: 1{level}.5, l1: 0.1"]
+    (demo.FOLDER / "models").mkdir()
     (demo.FOLDER / "models/logs.txt").write_text("\n".join([*log, ""]))
 
     labels = [label for label, _ in demo.crop_row(1)]

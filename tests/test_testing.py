@@ -17,6 +17,7 @@ import types
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import LOCAL_SMALL
 from PIL import Image, ImageFilter
 
 import load_dataset
@@ -259,7 +260,7 @@ def test_restore_iter_takes_another_iteration_than_the_last(place_with, call, wh
     assert str(checkpoints.checkpoint_prefix(7, 9)) in done.out and pictures() == ["3_level_7_iteration_9.png"]
 
 
-@pytest.mark.parametrize("kind, prefix", [("orig", utils.ORIGINAL), ("small", utils.SMALL)])
+@pytest.mark.parametrize("kind, prefix", [("orig", utils.ORIGINAL), ("small", LOCAL_SMALL)])
 def test_released_and_small_weights(place_with, call, white_network, checkpoint, link_checkpoint, kind, prefix):
     place_with("3")
     link_checkpoint(checkpoint, prefix)
@@ -267,9 +268,8 @@ def test_released_and_small_weights(place_with, call, white_network, checkpoint,
     assert str(prefix) in done.out and pictures() == [f"3_level_7_{kind}.png"]
 
 
-def test_small_network_renders_in_a_process_of_its_own(place_with, small_checkpoint, link_checkpoint, run_script):
+def test_small_network_comes_with_the_scripts_whatever_folder_they_are_called_from(place_with, run_script):
     place_with("2")
-    link_checkpoint(small_checkpoint, utils.SMALL)
     done = run_script("test_model.py", "small=true", "level=7", "use_gpu=false", cwd=".")
     assert (done.status, done.err) == (0, "") and "Data: 1 photo of ebb_dataset/\n" in done.out
     assert size_of(PICTURES / "2_level_7_small.png") == (3, 3)

@@ -26,7 +26,6 @@ FOLDER = utils.RESULTS / "demo"
 SHEET = utils.RESULTS / "demo.png"
 MARKER = FOLDER / ".made_by_demo"
 SCRIPTS = pathlib.Path(__file__).resolve().parent.parent
-SMALL = SCRIPTS / utils.SMALL
 SEED = 7  # of the scenes: three that show different things
 TRAIN_COUNT, TEST_COUNT = 12, 3
 
@@ -73,7 +72,6 @@ def prepare_folder():
     shutil.rmtree(FOLDER, ignore_errors=True)
     utils.prepare_folders(FOLDER)
     MARKER.touch()
-    shutil.copytree(SMALL.parent, FOLDER / utils.SMALL.parent)
 
 
 def commands(seed):
