@@ -4,10 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 import scipy.ndimage
+from conftest import REPOSITORY
 from PIL import Image
 
 import load_dataset
@@ -83,6 +85,34 @@ def test_a_killed_process_is_named_and_the_same_command_goes_on(tmp_path, monkey
 def be_killed(scene):
     (scene[0].parent / "begun").touch()
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/thread-self/children"), reason="needs Linux to find the workers")
+def test_no_process_outlives_the_command_when_that_is_killed(tmp_path):
+    arguments = f"dataset_dir={tmp_path}", "train_count=500"
+    command = subprocess.Popen([sys.executable, "-m", "tools.make_scenes", *arguments], cwd=REPOSITORY,
+                               stdout=subprocess.DEVNULL)
+    while not list(tmp_path.glob("train/original/*.jpg")):
+        time.sleep(0.1)
+        assert command.poll() is None
+    with open(f"/proc/{command.pid}/task/{command.pid}/children") as children:
+        workers = children.read().split()
+    command.kill()
+    command.wait()
+    assert workers
+    for _ in range(100):
+        if not any(map(is_running, workers)):
+            return
+        time.sleep(0.1)
+    pytest.fail("workers are left after 10 s")
+
+
+def is_running(process):
+    try:
+        with open(f"/proc/{process}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_command_prints_how_many_scenes_it_made(tmp_path, capsys, monkeypatch):

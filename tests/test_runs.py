@@ -302,6 +302,18 @@ def test_the_state_holds_weights_moments_and_notes_under_tensorflow_1_names(trai
     assert notes["code"].keys() == {"commit", "loss_weights"}
 
 
+def test_names_that_are_not_valid_utf_8_are_trained_on_and_resumed(training, call, small_dataset):
+    folder = os.fsdecode(b"d\xe9ta")
+    shutil.copytree(small_dataset, folder)
+    for path in pathlib.Path(folder).glob("train/*/2.*"):
+        path.rename(path.with_stem(os.fsdecode(b"2\xe9")))
+    arguments = "level=7", *EVERY_ITERATION, f"dataset_dir={folder}"
+    assert call(train_model, *arguments, "num_train_iters=1").status == 0
+    done = call(train_model, "level=7", "resume=true", "num_train_iters=2")
+    assert done.status == 0 and "the training photos are not those" not in done.out
+    assert r"dataset_dir=d\udce9ta" in training_log.LOG.read_text()
+
+
 # Following a checkpoint ----------------------------------------------------------------------------------------------
 
 

@@ -13,8 +13,10 @@ aperture then differ between the scenes of train/. Those of test/ have the same 
 import concurrent.futures
 import math
 import multiprocessing
+import os
 import pathlib
 import sys
+import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -87,7 +89,7 @@ def write_dataset(folder, train_count, test_count, size=(1536, 1024), seed=0, ph
     workers = concurrent.futures.ThreadPoolExecutor(load_dataset.processors())
     if len(scenes) > MAX_SCENES_HERE:  # spawned, since a fork of a process with TensorFlow's threads can hang
         spawn = multiprocessing.get_context("spawn")
-        workers = concurrent.futures.ProcessPoolExecutor(load_dataset.processors(), mp_context=spawn)
+        workers = concurrent.futures.ProcessPoolExecutor(load_dataset.processors(), spawn, _end_with_parent)
     progress = utils.ProgressLine(0, len(scenes), "scene")
     with workers:
         try:
@@ -98,6 +100,15 @@ def write_dataset(folder, train_count, test_count, size=(1536, 1024), seed=0, ph
                                   "the same command goes on with the missing scenes") from error
     progress.clear()
     return len(scenes)
+
+
+def _end_with_parent():
+    """Lets this worker process end with the one that started it, which may be killed and can tell nobody."""
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _write_scene(scene):
