@@ -213,7 +213,7 @@ def test_level_6_without_level_7_is_answered_with_the_command_to_run(workplace, 
 
 
 def test_level_1_without_vgg_19_is_answered_with_what_to_do(workplace, call, without_tensorflow, monkeypatch):
-    monkeypatch.setattr(runs, "find_start", lambda settings: (runs.Run(), "prefix", None))
+    monkeypatch.setattr(runs, "find_start", lambda settings, _: (runs.Run(), "prefix", None))
     done = call(train_model, "level=1")
     assert done.status == 1 and done.err.count("\n") == 1
     assert "vgg_pretrained/imagenet-vgg-verydeep-19.mat: no such file" in done.err and "vgg_dir=none" in done.err
