@@ -29,13 +29,13 @@ LEVELS_WITH_METRICS = (1, 2, 3)
 THREADS = 2  # one reads, measures and writes photos while the network renders that of the other
 
 PARAMETERS = (
-    Parameter("level", int, 1, "level to render; 4 to 7 are too small for the metrics", 1, 7),
+    Parameter("level", int, 1, "level to render; 4 to 7 are too small for the metrics", minimum=1, maximum=7),
     Parameter("orig", bool, False, "use the released weights in models/original/"),
-    Parameter("restore_iter", int, None, "iteration of the level to use", 1, default_text="last saved"),
+    Parameter("restore_iter", int, None, "iteration of the level to use", minimum=1, default_text="last saved"),
     Parameter("use_gpu", bool, True, "false hides the GPU"),
     Parameter("precision", utils.PRECISIONS, "float32", "of the feature maps; float32 is exact"),
     Parameter("dataset_dir", str, "ebb_dataset/", "folder with test/"),
-    Parameter("val_size", int, 0, "pairs at the end of train/ to test on, instead of test/", 0),
+    Parameter("val_size", int, 0, "pairs at the end of train/ to test on, instead of test/", minimum=0),
     Parameter("small", bool, False, "use the small network's weights in models/small/"),
     Parameter("images_dir", str, None, "own photos to render instead: a folder or a file", default_text="none"),
     Parameter("depth_dir", str, None, "their depth maps: a folder or a file",
@@ -44,7 +44,7 @@ PARAMETERS = (
               f"depth network for own photos without a depth map: a file, or {' or '.join(depth_networks.NAMED)}"),
     Parameter("depth_is", tuple(depth_networks.OUTPUTS), "inverse", "what the numbers of depth_dir mean"),
     Parameter("max_side", int, None, "longer side in pixels at which the network computes own photos",
-              own_photos.SMALLEST_SIDE, default_text=f"{own_photos.LEARNED_SIDE}, for photos larger than "
+              minimum=own_photos.SMALLEST_SIDE, default_text=f"{own_photos.LEARNED_SIDE}, for photos larger than "
               f"{own_photos.LARGEST_SIDE}"),
     Parameter("detail", bool, True, "own photos keep their own detail in focus; false is the network's bare picture"),
 )

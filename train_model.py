@@ -14,8 +14,10 @@ from PIL import Image
 
 import load_dataset
 import utils
-from support import checkpoints, devices, image_metrics, runs, starts, training_log
-from utils import DataError, Parameter, UsageError, tf
+from support import checkpoints, devices, image_metrics, runs, starts, training_log, updates
+from utils import DataError, LazyModule, Parameter, UsageError, tf
+
+model, vgg = LazyModule("model"), LazyModule("vgg")  # which import TensorFlow
 
 DEFAULT_ITERATIONS = {7: 5000, 6: 5000, 5: 20000, 4: 20000, 3: 30000, 2: 80000, 1: 100000}  # the paper's schedule
 LOSS_WEIGHTS = {  # of the terms (section 3.3 of the paper, with the weights of the released training)
@@ -26,32 +28,34 @@ ADAM_BETA_1, ADAM_BETA_2, ADAM_EPSILON = 0.9, 0.999, 1e-8
 VISUAL_CROPS = 7
 
 PARAMETERS = (
-    Parameter("level", int, utils.REQUIRED, "level to train: 7 first, then 6 ... 1", 1, 7),
-    Parameter("batch_size", int, 50, "images in a batch, of all devices together", 1),
-    Parameter("micro_batch", int, None, "images that a device computes at a time: less memory, the same update", 1,
-              default_text="its share of the batch"),
-    Parameter("patch_size", int, load_dataset.PATCH_SIZE, "side of the input patches in pixels, a multiple of 32", 32),
+    Parameter("level", int, utils.REQUIRED, "level to train: 7 first, then 6 ... 1", minimum=1, maximum=7),
+    Parameter("batch_size", int, 50, "images in a batch, of all devices together", minimum=1),
+    Parameter("micro_batch", int, None, "images that a device computes at a time: less memory, the same update",
+              minimum=1, default_text="its share of the batch"),
+    Parameter("patch_size", int, load_dataset.PATCH_SIZE, "side of the input patches in pixels, a multiple of 32",
+              minimum=32),
     Parameter("width", ("1", "0.5", "0.25", "0.125"), "1",
               "share of the paper's feature maps; chosen at level 7, inherited by later levels"),
     Parameter("kernel_start", ("paper", "he"), None, "random start: the paper's, or He's where nothing is normalised",
               default_text="paper at width 1, else he"),
     Parameter("precision", utils.PRECISIONS, "float32", "of the feature maps; weights, Adam and losses stay float32"),
-    Parameter("train_size", int, 4894, "training images drawn at random for each 1000 iterations", 1),
-    Parameter("eval_step", int, 1000, "iterations between two checkpoints, with metrics and visual crops", 1),
-    Parameter("learning_rate", float, 5e-5, "of Adam", 1e-12, 1),
-    Parameter("restore_iter", int, None, "iteration of level N+1 to start from", 1, default_text="last saved"),
+    Parameter("train_size", int, 4894, "training images drawn at random for each 1000 iterations", minimum=1),
+    Parameter("eval_step", int, 1000, "iterations between two checkpoints, with metrics and visual crops", minimum=1),
+    Parameter("learning_rate", float, 5e-5, "of Adam", minimum=1e-12, maximum=1),
+    Parameter("restore_iter", int, None, "iteration of level N+1 to start from", minimum=1, default_text="last saved"),
     Parameter("weights", str, None, "checkpoint to start from, as a prefix, instead of level N+1: fine-tuning",
               default_text="none"),
-    Parameter("num_train_iters", int, None, "iterations to train", 1,
+    Parameter("num_train_iters", int, None, "iterations to train", minimum=1,
               default_text=", ".join(map(str, DEFAULT_ITERATIONS.values())) + " for levels 7 ... 1"),
     Parameter("vgg_dir", str, "vgg_pretrained/imagenet-vgg-verydeep-19.mat",
               "VGG-19 file for the content loss; none trains level 1 without it"),
     Parameter("dataset_dir", str, "ebb_dataset/", "folder with train/ and test/"),
-    Parameter("val_size", int, 0, "pairs at the end of train/ to test on, instead of test/", 0),
+    Parameter("val_size", int, 0, "pairs at the end of train/ to test on, instead of test/", minimum=0),
     Parameter("use_depth", bool, True, "use depth maps; chosen at level 7, inherited by later levels"),
     Parameter("resume", bool, False, "continue the level's stopped run, with its settings"),
-    Parameter("seed", int, 0, "of the random weights, and of the choice of photos and patches", 0, 2 ** 31 - 1),
-    Parameter("max_to_keep", int, 100, "newest checkpoints of this run to keep", 1),
+    Parameter("seed", int, 0, "of the random weights, and of the choice of photos and patches",
+              minimum=0, maximum=2 ** 31 - 1),
+    Parameter("max_to_keep", int, 100, "newest checkpoints of this run to keep", minimum=1),
 )
 USAGE = "python train_model.py level=N [name=value ...]"
 
@@ -60,19 +64,18 @@ USAGE = "python train_model.py level=N [name=value ...]"
 
 
 def loss(level, output, target, vgg19=None):
-    """Returns the loss of a level, a scalar: 100 L1 for levels 7-2; 10 L1 + 0.1 content + 10 (1 - SSIM) for level 1.
+    """Returns the loss of a level, a scalar: its terms, times their LOSS_WEIGHTS.
 
     Args:
       output, target: float32 (images, height, width, 3), RGB, 0-1; the output is not clipped.
-      vgg19: what `vgg.load_vgg19` returned; None leaves the content term of level 1 out.
+      vgg19: what `vgg.load_vgg19` returned; None leaves the VGG_TERMS out.
     """
-    weights = LOSS_WEIGHTS[level]
-    total = weights["l1"] * l1_loss(output, target)
-    if "content" in weights and vgg19:
-        total += weights["content"] * content_loss(vgg19, output, target)
-    if "ssim" in weights:
-        # of the index map, because `tf.image.ssim` itself averages inaccurately (support/image_metrics.py)
-        total += weights["ssim"] * (1 - tf.reduce_mean(tf.image.ssim(output, target, 1.0, return_index_map=True)))
+    total = 0.0
+    for name, weight in LOSS_WEIGHTS[level].items():
+        if name not in VGG_TERMS:
+            total += weight * TERMS[name](output, target)
+        elif vgg19:
+            total += weight * VGG_TERMS[name](vgg19, output, target)
     return total
 
 
@@ -81,11 +84,19 @@ def l1_loss(output, target):
     return tf.reduce_mean(tf.abs(output - target))
 
 
+def ssim_loss(output, target):
+    """Returns 1 - SSIM, of the index map, because `tf.image.ssim` averages inaccurately (support/image_metrics.py)."""
+    return 1 - tf.reduce_mean(tf.image.ssim(output, target, 1.0, return_index_map=True))
+
+
 def content_loss(vgg19, output, target):
     """Returns the mean squared difference of the relu5_4 features of RGB images in 0-1 (arXiv:1603.08155)."""
-    import vgg
     features, wanted = (vgg.vgg19_features(vgg19, 255 * images) for images in (output, target))
     return tf.reduce_mean(tf.math.squared_difference(features, wanted))
+
+
+TERMS = {"l1": l1_loss, "ssim": ssim_loss}
+VGG_TERMS = {"content": content_loss}  # which need VGG-19
 
 
 # What is measured ----------------------------------------------------------------------------------------------------
@@ -96,13 +107,13 @@ def metrics(level, output, target, vgg19=None):
 
     "content" needs VGG-19, "ms-ssim" (Wang, Simoncelli, Bovik, Asilomar 2003) images of 176 pixels or more.
     """
-    found = {"loss": loss(level, output, target, vgg19)}
+    values = {"loss": loss(level, output, target, vgg19)}
     if vgg19:
-        found["content"] = content_loss(vgg19, output, target)
-    found |= {"mse": tf.reduce_mean(tf.math.squared_difference(output, target)), "l1": l1_loss(output, target)}
+        values["content"] = content_loss(vgg19, output, target)
+    values |= {"mse": tf.reduce_mean(tf.math.squared_difference(output, target)), "l1": l1_loss(output, target)}
     if min(target.shape[1:3]) >= utils.MS_SSIM_SIDE:
-        found["ms-ssim"] = tf.reduce_mean(image_metrics.ms_ssim(output, target))
-    return found
+        values["ms-ssim"] = tf.reduce_mean(image_metrics.ms_ssim(output, target))
+    return values
 
 
 # How one update is made ----------------------------------------------------------------------------------------------
@@ -171,32 +182,28 @@ def to_unit_range(images):
 def main(argv):
     """Trains a level as the arguments say. Returns the exit status."""
     settings = utils.parse_arguments(argv, PARAMETERS, USAGE)
-    check_arguments(settings)
-    worker = devices.find_worker()
-    with runs.prepared_folders(settings.level) if worker.index == 0 else contextlib.nullcontext():
-        run, weights, before = runs.find_start(settings, PARAMETERS)
-        check_arguments(settings)  # those of the resumed run, too
-        if settings.batch_size < worker.count:
-            raise UsageError(f"batch_size={settings.batch_size}: is less than the {worker.count} workers of TF_CONFIG")
-        settings.num_train_iters = settings.num_train_iters or DEFAULT_ITERATIONS[settings.level]
-        if runs.is_done(settings, run):
-            print(f"Level {settings.level} has {run.iteration} iterations; a larger num_train_iters= continues it")
+    worker = updates.find_worker()
+    check_arguments(settings, worker)
+    with runs.locked_level(settings.level) if worker.index == 0 else contextlib.nullcontext():
+        start = runs.find_start(settings, PARAMETERS)
+        vgg_file = complete_settings(settings, start)
+        check_arguments(settings, worker)  # those of the resumed run, too
+        if runs.is_done(settings, start.run):
+            utils.say(f"Level {settings.level} has {start.run.iteration} iterations; a larger num_train_iters= "
+                      "continues it")
             return 0
-        vgg_file = runs.find_vgg19(settings)
-        devices.start_tensorflow(precision=settings.precision)
-        if weights:
-            runs.follow_checkpoint(settings, weights)
-        settings.kernel_start = settings.kernel_start or ("paper" if settings.width == "1" else "he")
-        train_pairs, test_pairs = load_dataset.find_training_set(settings.dataset_dir, settings.use_depth,
-                                                                 settings.patch_size, settings.val_size)
-        utils.say(f"Data: {len(train_pairs)} training and {len(test_pairs)} test photos in {settings.dataset_dir}")
+        pairs = load_dataset.find_training_set(settings.dataset_dir, settings.use_depth, settings.patch_size,
+                                               settings.val_size)
+        code = {"commit": training_log.commit(), "loss_weights": str(LOSS_WEIGHTS[settings.level])}
+        experiment = runs.Experiment(settings, start, *pairs, code, writes=worker.index == 0)
+        experiment.say_start()
         try:
-            return train(settings, worker, run, weights, before, vgg_file, train_pairs, test_pairs)
-        except tf.errors.ResourceExhaustedError:
-            raise devices.memory_full(settings) from None
+            return train(experiment, worker, vgg_file)
+        except (tf.errors.ResourceExhaustedError, tf.errors.AbortedError, MemoryError):  # the second is oneDNN's
+            raise updates.memory_full(settings) from None
 
 
-def check_arguments(settings):
+def check_arguments(settings, worker):
     """Raises UsageError for values that do not go together."""
     if settings.level == 7 and settings.restore_iter:
         raise UsageError("restore_iter: level 7 is the first to be trained and starts from no other level")
@@ -206,83 +213,96 @@ def check_arguments(settings):
         raise UsageError(f"patch_size={settings.patch_size}: must be a multiple of 32")
     if settings.micro_batch and settings.micro_batch > settings.batch_size:
         raise UsageError(f"micro_batch={settings.micro_batch}: must be at most batch_size={settings.batch_size}")
+    if settings.batch_size < worker.count:
+        raise UsageError(f"batch_size={settings.batch_size}: is less than the {worker.count} workers of TF_CONFIG")
 
 
-def train(settings, worker, run, weights, before, vgg_file, train_pairs, test_pairs):
-    """The story of a level: restore, then iterate; every eval_step save, measure and show. Returns the exit status.
+def complete_settings(settings, start):
+    """Sets what the command line leaves open: as in the run that is resumed, else by the checkpoint, else by default.
 
-    Args:
-      worker: this process among those that train together.
-      run: where the level stands; weights: prefix of the checkpoint to start from, None for random weights.
-      before: the state that is resumed, None where the level starts anew.
-      vgg_file: of VGG-19, or None.
+    Nothing else changes settings. TensorFlow, which reads the checkpoint, is started as late as possible. Returns the
+    VGG-19 file, or None. Raises DataError where the checkpoint is of another network, or VGG-19 is missing.
     """
-    import model  # here, because they import TensorFlow at their top
-    import vgg
-    level, patch_size = settings.level, settings.patch_size
-    strategy = devices.choose_strategy(worker)  # before anything is computed
+    if start.resumed:
+        for name, value in start.resumed.settings.items():
+            if name not in settings.given or name == "kernel_start":  # which has had its effect
+                setattr(settings, name, value)
+    elif start.prefix:
+        settings.val_size = runs.inherited_val_size(settings, start.prefix)
+    settings.num_train_iters = settings.num_train_iters or DEFAULT_ITERATIONS[settings.level]
+    vgg_file = runs.find_vgg19(settings, LOSS_WEIGHTS[settings.level].keys() & VGG_TERMS.keys())
+    devices.start_tensorflow(precision=settings.precision)
+    for name, value in checkpoints.network_settings(start.prefix).items() if start.prefix else ():
+        if name in settings.given and getattr(settings, name) != value:
+            raise DataError(f"{start.prefix}: is of a network with {name}={str(value).lower()}; leave {name}= out, or "
+                            "start at level 7 with it, from random weights")
+        setattr(settings, name, value)
+    settings.kernel_start = settings.kernel_start or ("paper" if settings.width == "1" else "he")
+    return vgg_file
+
+
+def train(experiment, worker, vgg_file):
+    """Trains a level: builds, restores, then iterates; every eval_step saves, measures and shows.
+
+    experiment: the `runs.Experiment`; worker: the `updates.Worker`; vgg_file: of VGG-19, or None. Returns the status.
+    """
+    settings, run, level = experiment.settings, experiment.run, experiment.settings.level
+    strategy = updates.choose_strategy(worker)  # before anything is computed
+    division = updates.divide_batch(settings.batch_size, settings.micro_batch, strategy, worker)
+    updates.check_agreement(division, experiment.shared_by_workers())
     vgg19 = vgg.load_vgg19(vgg_file) if vgg_file else None  # before the network, because the file may be wrong
     with strategy.scope():
-        pynet = model.build_pynet(patch_size, patch_size, None if before or settings.weights else settings.seed,
-                                  settings.precision, load_dataset.input_channels(train_pairs[0].kind),
-                                  float(settings.width), settings.kernel_start)
+        pynet = build_network(experiment)
         network = model.network_for_level(pynet, level)
-        if before:
-            checkpoints.restore_checkpoint(pynet.variables, weights)
-        else:
-            start_level(pynet, weights, settings)
         optimizer = Adam(trained_variables(network, starts.frozen_layers(pynet, level)))
     moments = optimizer.slots(pynet.variables)
-    code = {"commit": training_log.commit(), "loss_weights": str(LOSS_WEIGHTS[level])}
-    saver = runs.Saver(settings, worker, run, pynet.variables, moments, train_pairs, code)
-    if before:
-        checkpoints.restore_checkpoint(moments, weights)
-        runs.note_changes(settings, before, train_pairs, code)
-    devices.check_agreement(strategy, worker, runs.shared_by_workers(settings, run, weights, train_pairs))
-
-    division = devices.divide_batch(settings.batch_size, settings.micro_batch, strategy, worker)
-    update = functools.partial(differentiate, network, level, vgg19, optimizer.variables)
-    step = devices.make_training_step(update, optimizer, division, scales_loss=settings.precision == "float16")
-    measure = functools.partial(evaluate, make_evaluation_step(network, level, vgg19), settings, test_pairs,
-                                load_dataset.DamagedPhotos(len(test_pairs)), division.largest_piece())
-    counts = {"training": len(train_pairs), "test": len(test_pairs)}
-    log = training_log.TrainingLog(level, runs.inherited(settings), run, counts, code, writes=worker.index == 0)
-    saver.say_disk_space()
-    batches = load_dataset.training_batches(
-        train_pairs, level, settings.batch_size, settings.train_size, run.iteration + 1, settings.num_train_iters,
-        settings.seed, patch_size, division.indices)
+    if experiment.start.resumed:
+        runs.restore_moments(moments, experiment.start)
+    saver = runs.Saver(experiment, published=pynet.variables, state=pynet.variables | moments)
+    log = training_log.TrainingLog(experiment)
+    differentiate_loss = functools.partial(differentiate, network, level, vgg19, optimizer.variables)
+    update = updates.make_update(differentiate_loss, optimizer, division,
+                                 run.scale if settings.precision == "float16" else None)
+    measure = functools.partial(evaluate, make_evaluation_step(network, level, vgg19), experiment,
+                                load_dataset.DamagedPhotos(len(experiment.test_pairs)), division.largest_piece())
+    batches = updates.training_batches(division, experiment.train_pairs, settings, run.iteration + 1)
     progress = utils.ProgressLine(run.iteration, settings.num_train_iters, f"level {level}, iteration")
 
-    with runs.StopSignals(worker) as stop, contextlib.closing(batches):
+    saver.say_disk_space()
+    with runs.StopSignals() as stop, contextlib.closing(batches):
         while True:
             learning_rate = learning_rate_at(run.iteration + 1, settings)
-            if not run.evaluated:
+            if run.evaluation_due:
                 progress.clear()
                 saver.save_if_due()
-                found = None if worker.index else measure(run.iteration, stop)
-                log.report(found, learning_rate)
-                if found or worker.index:  # other workers than the first have nothing to measure
+                evaluation = measure(stop) if experiment.writes else ({}, [])
+                if evaluation:
+                    log.report(*evaluation, learning_rate)
                     saver.note_evaluation()
-            if stop.is_due() or run.iteration >= settings.num_train_iters:
+            signal = updates.told_to_stop(division, stop.received, run.iteration)
+            if signal or run.iteration >= settings.num_train_iters:
                 break
-            try:
-                batch = log.next_batch(batches)
-            except DataError:  # too many photos are damaged
-                saver.stop()
-                raise
-            done = devices.take_step(step, batch, run, learning_rate, bool(stop.received), settings)
-            stop.hear(done.stopped)
-            run.count(done.loss, settings)
-            if not math.isfinite(done.loss):
-                raise saver.not_finite(f"the loss is {done.loss} (photos {', '.join(batch.names)})")
-            progress.update(run.iteration, f"loss {done.loss:.4g}")
+            batch = saver.next_batch(batches, log)
+            loss = update(batch, run.iteration + 1, learning_rate)
+            run.count(loss, settings)
+            saver.check_loss(loss, batch.names)
+            progress.update(run.iteration, f"loss {loss:.4g}")
         progress.clear()
-        if stop.received:
-            saver.stop()
-    if saver.failed:
-        utils.warn(saver.failure(), kind="error")
-        return 1
-    return 128 + stop.received if stop.received else 0
+        return saver.finish(signal)
+
+
+def build_network(experiment):
+    """Returns the `model.PyNET` of an experiment, with the weights that it resumes or starts with."""
+    settings, prefix, resumed = experiment.settings, experiment.start.prefix, experiment.start.resumed
+    size, seed = settings.patch_size, None if resumed or settings.weights else settings.seed
+    pynet = model.build_pynet(size, size, seed, settings.precision,
+                              load_dataset.input_channels(experiment.train_pairs[0].kind), float(settings.width),
+                              settings.kernel_start)
+    if resumed:
+        checkpoints.restore_checkpoint(pynet.variables, prefix)
+    else:
+        start_level(pynet, prefix, settings)
+    return pynet
 
 
 def start_level(pynet, prefix, settings):
@@ -291,7 +311,6 @@ def start_level(pynet, prefix, settings):
     The rest keeps its random start, but for what He's start says. `prefix` is None for level 7. With weights= all is
     restored, and nothing begins anew.
     """
-    import model
     if settings.weights:
         checkpoints.restore_checkpoint(pynet.variables, prefix)
         starts.lower_level_2(pynet, settings.level)
@@ -317,24 +336,25 @@ def make_evaluation_step(network, level, vgg19):
     return step
 
 
-def evaluate(evaluation_step, settings, test_pairs, damaged, piece, iteration, stop):
-    """Measures the test patches, and writes visual crops of the first few. Returns (means of the metrics, crops).
+def evaluate(evaluation_step, experiment, damaged, piece, stop):
+    """Measures the test patches. Returns ({name: mean of a metric}, visual crops of the first few patches).
 
-    piece: number of images that the device takes at a time. None is returned where it is stopped.
+    Args:
+      evaluation_step: of `make_evaluation_step`; damaged: the `load_dataset.DamagedPhotos` of all evaluations.
+      piece: number of images that the device takes at a time.
+      stop: the `runs.StopSignals`; None is returned where one is received.
     """
     totals, count, crops = {}, 0, []
-    level = settings.level
-    for batch in load_dataset.test_batches(test_pairs, level, settings.batch_size, settings.patch_size, damaged):
+    settings = experiment.settings
+    for batch in load_dataset.test_batches(experiment.test_pairs, settings.level, settings.batch_size,
+                                           settings.patch_size, damaged):
         if stop.received:
             return None
-        found, outputs = evaluate_batch(evaluation_step, batch, piece)
-        for name, value in found.items():
+        means, outputs = evaluate_batch(evaluation_step, batch, piece)
+        for name, value in means.items():
             totals[name] = totals.get(name, 0.0) + value * len(batch.names)
-        for parts in zip(batch.inputs, outputs, batch.targets):
-            if len(crops) < VISUAL_CROPS:
-                path = utils.RESULTS / f"pynet_img_{len(crops)}_level_{level}_iter_{iteration}.jpg"
-                crops.append(visual_crop(*parts))
-                training_log.attempt(utils.write_image, path, crops[-1])
+        missing = VISUAL_CROPS - len(crops)
+        crops += [visual_crop(*parts) for parts in list(zip(batch.inputs, outputs, batch.targets))[:missing]]
         count += len(batch.names)
     if not count:
         raise DataError("all test photos are damaged: python -m tools.check_dataset lists them")
@@ -346,14 +366,14 @@ def evaluate_batch(evaluation_step, batch, piece):
 
     PSNR, in dB, is that of the batch's MSE; the others are means over images.
     """
-    found, outputs, count = {}, [], len(batch.names)
+    means, outputs, count = {}, [], len(batch.names)
     for first in range(0, count, piece):
-        means, rendered = evaluation_step(batch.inputs[first:first + piece], batch.targets[first:first + piece])
-        outputs += [image.copy() for image in rendered.numpy()[:max(0, VISUAL_CROPS - len(outputs))]]
-        for name, value in means.items():
-            found[name] = found.get(name, 0.0) + float(value) * len(rendered) / count
-    found["psnr"] = -10 * math.log10(found["mse"]) if found["mse"] else math.inf
-    return found, outputs
+        of_piece, images = evaluation_step(batch.inputs[first:first + piece], batch.targets[first:first + piece])
+        outputs += [image.copy() for image in images.numpy()[:max(0, VISUAL_CROPS - len(outputs))]]
+        for name, value in of_piece.items():
+            means[name] = means.get(name, 0.0) + float(value) * len(images) / count
+    means["psnr"] = -10 * math.log10(means["mse"]) if means["mse"] else math.inf
+    return means, outputs
 
 
 def visual_crop(patch, output, target):

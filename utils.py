@@ -1,6 +1,7 @@
 """What every script shares: how it is called, how it fails, how it shows progress and writes pictures."""
 
 import contextlib
+import dataclasses
 import difflib
 import errno
 import importlib
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import time
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -61,13 +62,15 @@ else:
 # The command line ----------------------------------------------------------------------------------------------------
 
 
-class Parameter(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Parameter:
     """One `name=value` argument. kind: int, float, bool, str or a tuple of words; default_text: what None means."""
 
     name: str
     kind: Any
     default: Any
     meaning: str
+    _: dataclasses.KW_ONLY
     minimum: float = -math.inf
     maximum: float = math.inf
     default_text: str = ""

@@ -100,6 +100,17 @@ def takes_maps(network):
     return network["channels"] > load_dataset.input_channels(None)
 
 
+def network_settings(prefix):
+    """Returns {"use_depth", "width"}, the settings of training that are fixed by a checkpoint. Errors as above."""
+    network = network_of(prefix)
+    return {"use_depth": takes_maps(network), "width": f"{network['width_multiplier']:g}"}
+
+
+def stored_names(prefix):
+    """Returns the names of all that a checkpoint holds, a set. Raises DataError where it is missing or damaged."""
+    return set(_open(prefix).get_variable_to_shape_map())
+
+
 def restore_checkpoint(variables, prefix):
     """Reads every one of {name: tf.Variable} from a checkpoint; where that fails none is changed.
 

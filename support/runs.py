@@ -11,45 +11,122 @@ import re
 import shutil
 import signal
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
-from support import checkpoints, devices, training_log
+from support import checkpoints, training_log, updates
 from support.training_log import attempt
 from utils import MODELS, RESULTS, DataError, UsageError, parse_stored, prepare_folders, say, tf, warn
 
 
 @dataclasses.dataclass
 class Run:
-    """Where a run is: what resuming it takes besides the weights and Adam's moments."""
+    """Where a run stands: what resuming it takes besides the weights and Adam's moments."""
 
     iteration: int = 0  # updates done
-    evaluated: bool = False  # whether the metrics of this iteration are in the log, where they are due
+    evaluation_due: bool = True  # whether this iteration is to be saved and measured, and is not yet
     losses: list = dataclasses.field(default_factory=list)  # of the iterations since the last evaluation
-    loss_scale: float = devices.FIRST_LOSS_SCALE  # of precision=float16
-    steps_at_scale: int = 0  # iterations since the loss scale last changed
+    scale: updates.LossScale = dataclasses.field(default_factory=updates.LossScale)
     name: str = "run_1"  # of its curves
     start: str = ""  # from what, in words
     iterations_above: int = 0  # that the levels above were trained
     checkpoints: list = dataclasses.field(default_factory=list)  # iterations of those that this run has written
 
+    @classmethod
+    def from_notes(cls, notes):
+        """Returns the run that `as_notes` described. Raises TypeError on names that it does not know."""
+        scale = {name: notes[name] for name in updates.LossScale.__annotations__ if name in notes}
+        others = {name: value for name, value in notes.items() if name not in ("evaluated", *scale)}
+        return cls(**others, scale=updates.LossScale(**scale), evaluation_due=not notes.get("evaluated", False))
+
+    def as_notes(self):
+        """Returns the fields as they stand in the notes of a state."""
+        notes = dataclasses.asdict(self)
+        scale, due = notes.pop("scale"), notes.pop("evaluation_due")
+        return notes | scale | {"evaluated": not due}
+
     def is_sound(self):
         """Returns whether all values, as read from a file, are of their types and in their ranges."""
-        counts = [self.iteration, self.steps_at_scale, self.iterations_above, *self.checkpoints]
-        numbers = [self.loss_scale, *self.losses]
+        scale = self.scale
+        counts = [self.iteration, scale.steps_at_scale, self.iterations_above, *self.checkpoints]
+        numbers = [scale.loss_scale, *self.losses]
         return (all(type(count) is int and 0 <= count < 10 ** 18 for count in counts)
                 and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
                 and type(self.losses) is type(self.checkpoints) is list
-                and self.loss_scale >= 1 and type(self.evaluated) is bool and type(self.start) is str
+                and scale.loss_scale >= 1 and type(self.start) is str
                 and re.fullmatch("run_[0-9]{1,18}", self.name) is not None)
 
     def count(self, loss, settings):
         """Counts an update."""
         self.iteration += 1
         self.losses.append(loss)
-        self.evaluated = bool(self.iteration % settings.eval_step and self.iteration < settings.num_train_iters)
+        self.evaluation_due = self.iteration % settings.eval_step == 0 or self.iteration >= settings.num_train_iters
+
+
+class Start(NamedTuple):
+    """Where a level starts: `prefix` of the weights, None for random ones; `resumed`: notes of the state, or None."""
+
+    run: Run
+    prefix: Any
+    resumed: Any
+
+
+@dataclasses.dataclass
+class Experiment:
+    """What a run is. Made once, by `train_model.main`, and handed on whole to all that save, log and compare it."""
+
+    settings: SimpleNamespace  # complete
+    start: Start
+    train_pairs: list
+    test_pairs: list
+    code: dict  # {"commit": ..., "loss_weights": ...}
+    writes: bool = True  # whether this process writes files; of several workers only the first does
+
+    @property
+    def run(self):
+        return self.start.run
+
+    def kept_settings(self):
+        """Returns {name: value} of the settings that a resumed run takes over: not those that say where to start."""
+        return {name: value for name, value in vars(self.settings).items()
+                if name not in ("level", "restore_iter", "weights", "resume", "given")}
+
+    def counts(self):
+        """Returns how many photos there are."""
+        return {"training": len(self.train_pairs), "test": len(self.test_pairs)}
+
+    def photos(self):
+        """Tells the training photos from others: returns their number, and a checksum of their names."""
+        names = "\n".join(pair.name for pair in self.train_pairs).encode(errors="surrogateescape")
+        return {"count": len(self.train_pairs), "names_sha256": hashlib.sha256(names).hexdigest()}
+
+    def shared_by_workers(self):
+        """Returns text that is the same for all workers if they train the same; their folders may differ."""
+        same = {name: value for name, value in self.kept_settings().items() if not name.endswith("_dir")}
+        same["vgg_dir"] = self.settings.vgg_dir.lower() == "none"
+        index = pathlib.Path(f"{self.start.prefix}.index")  # has checksums of all weights
+        weights = hashlib.sha256(index.read_bytes() if self.start.prefix else b"").digest()
+        return repr((self.settings.level, self.run.iteration, same, self.photos(), weights))
+
+    def say_start(self):
+        """Prints the number of photos and, where a run goes on, what has changed: settings, photos, loss, commit."""
+        settings, counts, before = self.settings, self.counts(), self.start.resumed
+        say(f"Data: {counts['training']} training and {counts['test']} test photos in {settings.dataset_dir}")
+        if not before:
+            return
+        say(f"Level {settings.level} goes on after iteration {self.run.iteration} of {settings.num_train_iters} "
+            f"({self.start.prefix})")
+        was = before.settings | before.code
+        for name, value in (self.kept_settings() | self.code).items():
+            if was.get(name) != value:
+                say(f"Note: {name} was {was.get(name)} until iteration {self.run.iteration}, and is {value} from now "
+                    "on")
+        if before.photos != self.photos():
+            say(f"Note: the training photos are not those of the run until now ({before.photos['count']} photos): it "
+                "goes on with the new ones")
 
 
 @contextlib.contextmanager
-def prepared_folders(level):
+def locked_level(level):
     """Makes models/ and results/, locks the level, and tries to save: only one run at a time trains it in this folder.
 
     The lock is the kernel's and ends with the process, however that ends. Raises DataError where another run holds it,
@@ -71,29 +148,18 @@ def prepared_folders(level):
 
 
 def find_start(settings, parameters):
-    """Returns where a level starts: (run, prefix of its weights or None, notes of the state that is resumed or None).
-
-    Settings that are not on the command line of a resumed run become those that it had. parameters: the `Parameter`s.
-    """
+    """Returns the `Start` of a level, and prints it. `parameters`: the `Parameter`s of the settings of a state."""
     level, prefix = settings.level, checkpoints.resume_prefix(settings.level)
     before = read_state(prefix, parameters)
     if before and settings.resume:
-        run = before.run
-        for name, value in before.settings.items():
-            if name not in settings.given or name == "kernel_start":  # which has had its effect
-                setattr(settings, name, value)
         for name in {"restore_iter", "weights"} & settings.given:
-            print(f"Note: {name}={getattr(settings, name)} is not used, since there is a state to resume")
-        if run.iteration == settings.num_train_iters:  # the last one gets a checkpoint, and metrics
-            run.evaluated &= run.iteration in checkpoints.saved_iterations(level)
-        if not is_done(settings, run):
-            print(f"Level {level} goes on after iteration {run.iteration} of {settings.num_train_iters} ({prefix})")
-        return run, prefix, before
+            say(f"Note: {name}={getattr(settings, name)} is not used, since there is a state to resume")
+        return Start(before.run, prefix, before)
     if settings.resume:
-        print(f"Nothing to resume: {MODELS}/ holds no state of level {level}, so it starts as usual")
+        say(f"Nothing to resume: {MODELS}/ holds no state of level {level}, so it starts as usual")
     elif before:
-        print(f"Note: this run of level {level} starts anew; resume=true would go on after iteration "
-              f"{before.run.iteration}")
+        say(f"Note: this run of level {level} starts anew; resume=true would go on after iteration "
+            f"{before.run.iteration}")
     run, prefix = Run(name=training_log.next_run(level), start="from random weights"), None
     if settings.weights:
         prefix = pathlib.Path(settings.weights)
@@ -105,13 +171,16 @@ def find_start(settings, parameters):
         prefix, iteration = checkpoints.find_checkpoint(level + 1, settings.restore_iter)
         run.start = f"from level {level + 1}, iteration {iteration}"
         run.iterations_above = training_log.iterations_above(level, iteration)
-    print(f"Level {level} starts {run.start}")
-    return run, prefix, None
+    say(f"Level {level} starts {run.start}")
+    return Start(run, prefix, None)
 
 
 def is_done(settings, run):
-    """Returns whether a run has nothing left to do: no iteration, no checkpoint, no metrics."""
-    return run.iteration > settings.num_train_iters or run.iteration == settings.num_train_iters and run.evaluated
+    """Returns whether nothing is left to do. What has become the last iteration must have a checkpoint, and metrics."""
+    left = settings.num_train_iters - run.iteration
+    if left == 0 and run.iteration not in checkpoints.saved_iterations(settings.level):
+        run.evaluation_due = True
+    return left < 0 or left == 0 and not run.evaluation_due
 
 
 def read_state(prefix, parameters):
@@ -123,7 +192,7 @@ def read_state(prefix, parameters):
         notes = checkpoints.read_notes(prefix)
         if notes is None:
             return None
-        state = SimpleNamespace(run=Run(**notes["run"]), settings=parse_stored(notes["settings"], parameters),
+        state = SimpleNamespace(run=Run.from_notes(notes["run"]), settings=parse_stored(notes["settings"], parameters),
                                 photos={"count": 0, **notes["photos"]}, code=dict(notes["code"]))
         if state.run.is_sound():
             return state
@@ -135,76 +204,60 @@ def read_state(prefix, parameters):
     raise DataError(f"{prefix}.json: {problem}; without it the level starts anew (delete {prefix}.*)")
 
 
-def note_changes(settings, before, train_pairs, code):
-    """Prints what differs from the run that is resumed: settings, photos, loss weights, this repository."""
-    was = before.settings | before.code
-    for name, value in (inherited(settings) | code).items():
-        if was.get(name) != value:
-            say(f"Note: {name} was {was.get(name)} until iteration {before.run.iteration}, and is {value} from now "
-                  "on")
-    if before.photos != fingerprint(train_pairs):
-        say(f"Note: the training photos are not those of the run until now ({before.photos['count']} photos): "
-              "it goes on with the new ones")
+def inherited_val_size(settings, prefix):
+    """Returns that of the checkpoint to start from, so that no test photo has been trained on, or the one given."""
+    inherited = training_log.settings_of(prefix).get("val_size", settings.val_size)
+    if inherited == settings.val_size:
+        return inherited
+    if "val_size" not in settings.given:
+        say(f"val_size={inherited}, as {prefix} was trained with")
+        return inherited
+    warn(f"val_size={settings.val_size}: {prefix} was trained with val_size={inherited}, so perhaps on photos that are "
+         "test photos now")
+    return settings.val_size
 
 
-def follow_checkpoint(settings, prefix):
-    """Sets `use_depth` and `width` to those of the checkpoint. DataError where the command line says otherwise."""
-    network = checkpoints.network_of(prefix)
-    found = {"use_depth": checkpoints.takes_maps(network), "width": f"{network['width_multiplier']:g}"}
-    for name, value in found.items():
-        if name in settings.given and getattr(settings, name) != value:
-            raise DataError(f"{prefix}: is of a network with {name}={str(value).lower()}; leave {name}= out, or start "
-                            "at level 7 with it, from random weights")
-        setattr(settings, name, value)
-
-
-def find_vgg19(settings):
-    """Returns the VGG-19 file, or None: level 1 is trained with it, the levels above only report its content term."""
-    if settings.vgg_dir.lower() == "none":
-        return None
-    path = pathlib.Path(settings.vgg_dir)
-    if path.is_dir():
-        path = path / "imagenet-vgg-verydeep-19.mat"
-    if path.is_file():
+def find_vgg19(settings, terms):
+    """Returns the VGG-19 file, or None. `terms` of the loss, a set of names, require it, unless vgg_dir=none."""
+    path, wanted = pathlib.Path(settings.vgg_dir), settings.vgg_dir.lower() != "none"
+    path = path / "imagenet-vgg-verydeep-19.mat" if path.is_dir() else path
+    if wanted and path.is_file():
         return path
-    if settings.level == 1:
-        raise DataError(f"{path}: no such file; level 1 is trained with VGG-19 features (README, Downloads), "
-                        "or without them: vgg_dir=none")
-    print(f"Note: no {path}, so the content term is not reported (only level 1 needs it)")
+    if wanted and terms:
+        raise DataError(f"{path}: no such file; level {settings.level} is trained with VGG-19 features (README, "
+                        "Downloads), or without them: vgg_dir=none")
+    if terms:
+        say(f"Note: vgg_dir=none leaves the term {', '.join(terms)} out of the loss of level {settings.level}")
+    elif wanted:
+        say(f"Note: no {path}, so the content term is not reported; the loss of level {settings.level} is without it")
     return None
 
 
-def inherited(settings):
-    """Returns {name: value} of the settings that a resumed run takes over: all but those that say where to start."""
-    return {name: value for name, value in vars(settings).items()
-            if name not in ("level", "restore_iter", "weights", "resume", "given")}
+def restore_moments(moments, start):
+    """Reads {name: tf.Variable} of the optimizer from the state of a `Start`. What this lacks keeps its value.
 
-
-def shared_by_workers(settings, run, prefix, train_pairs):
-    """Returns text that is the same for all workers if they train the same; their folders may differ."""
-    same = {name: value for name, value in inherited(settings).items() if not name.endswith("_dir")}
-    same["vgg_dir"] = settings.vgg_dir.lower() == "none"
-    start = pathlib.Path(f"{prefix}.index").read_bytes() if prefix else b""  # has checksums of all weights
-    return repr((settings.level, run.iteration, same, fingerprint(train_pairs), hashlib.sha256(start).digest()))
-
-
-def fingerprint(pairs):
-    """Tells a list of photos from another: returns their number, and a checksum of their names."""
-    names = "\n".join(pair.name for pair in pairs)
-    return {"count": len(pairs), "names_sha256": hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()}
+    So it is where more variables are trained from now on: their moments are 0, as in a new run. A note says so.
+    """
+    lacking = moments.keys() - checkpoints.stored_names(start.prefix)
+    if lacking:
+        say(f"Note: {start.prefix} lacks {len(lacking)} of {len(moments)} moments, such as {min(lacking)}: they start "
+            "as in a new run")
+    checkpoints.restore_checkpoint({name: moments[name] for name in moments if name not in lacking}, start.prefix)
 
 
 class Saver:
     """Saves a run's weights and its state as far as it can, and says how to go on. Only the first worker writes.
 
-    weights: {name: tf.Variable} of the whole network; slots: the optimizer's.
+    Args:
+      experiment: the `Experiment`.
+      published: {name: tf.Variable} of the checkpoints: the whole network.
+      state: {name: tf.Variable} of all that resuming takes: what is trained, and the optimizer's moments.
     """
 
-    def __init__(self, settings, worker, run, weights, slots, train_pairs, code):
-        self.settings, self.worker, self.run = settings, worker, run
-        self.weights, self.state = weights, weights | slots
-        self.notes_beside = {"photos": fingerprint(train_pairs), "code": code}
-        self.state_iteration = run.iteration  # of the state on the disk, 0 while there is none of this run
+    def __init__(self, experiment, published, state):
+        self.experiment, self.published, self.state = experiment, published, state
+        self.settings, self.run = experiment.settings, experiment.run
+        self.state_iteration = self.run.iteration  # of the state on the disk, 0 while there is none of this run
         self.failed = False  # whether the last save could not be written
 
     def save_if_due(self):
@@ -221,30 +274,47 @@ class Saver:
                if self.state_iteration else "Nothing is saved yet: start it again")
         say(f"Stopped after iteration {self.run.iteration} of level {level}. {how}")
 
-    def failure(self):
-        """Returns what to say in the end where the last save has failed."""
+    def finish(self, signal_number):
+        """Ends the run, which a signal may have stopped (else 0). Returns the exit status."""
+        if signal_number:
+            self.stop()
+        if not self.failed:
+            return 128 + signal_number if signal_number else 0
         saved = max(self.state_iteration, *self.run.checkpoints, 0)
-        return "the last save failed; " + (f"what was saved up to iteration {saved} is still there" if saved else
-                                           "nothing of this run was saved")
+        warn("the last save failed; " + (f"what was saved up to iteration {saved} is still there" if saved else
+                                         "nothing of this run was saved"), kind="error")
+        return 1
 
     def note_evaluation(self):
         """Notes, also on the disk, that the metrics of this iteration are in the log."""
-        self.run.losses, self.run.evaluated = [], True
-        if 0 < self.run.iteration == self.state_iteration and not self.worker.index:
+        self.run.losses, self.run.evaluation_due = [], False
+        if 0 < self.run.iteration == self.state_iteration and self.experiment.writes:
             path = pathlib.Path(f"{checkpoints.resume_prefix(self.settings.level)}.json")
             attempt(checkpoints.write_json, path, self._notes())
 
-    def not_finite(self, what):
-        """Returns the error that ends a run whose numbers have become NaN or infinite."""
+    def next_batch(self, batches, log):
+        """Returns the next batch, measured by the log. Saves the state where it cannot be had; errors go on."""
+        try:
+            return log.next_batch(batches)
+        except DataError:  # too many photos are damaged
+            self.stop()
+            raise
+
+    def check_loss(self, loss, names):
+        """Raises DataError on a NaN or infinite loss of the photos `names`, before anything is saved."""
+        if not math.isfinite(loss):
+            raise self._not_finite(f"the loss is {loss} (photos {', '.join(names)})")
+
+    def _not_finite(self, what):
         return DataError(f"iteration {self.run.iteration}: {what}. Nothing of it was saved. Try a lower learning_rate "
                          "or a larger batch_size; resume=true goes on from the last good state, where there is one")
 
     def say_disk_space(self):
         """Prints how much disk the checkpoints to come and the state can take, and warns where less is free."""
-        if self.worker.index:
+        if not self.experiment.writes:
             return
         weights, state = (sum(4 * variable.shape.num_elements() for variable in which.values())
-                          for which in (self.weights, self.state))
+                          for which in (self.published, self.state))
         settings, free = self.settings, shutil.disk_usage(MODELS).free
         to_come = math.ceil((settings.num_train_iters - self.run.iteration) / settings.eval_step)
         needed = min(settings.max_to_keep, to_come) * weights + 2 * state  # twice while it is written
@@ -253,9 +323,10 @@ class Saver:
             warn(f"that is more than is free in {MODELS}/: make room, or lower max_to_keep={settings.max_to_keep}")
 
     def _save(self, *writers):
-        if not all(tf.reduce_all(tf.math.is_finite(variable)) for variable in self.weights.values()):
-            raise self.not_finite("the weights are no longer finite")
-        if self.worker.index:
+        variables = (self.published | self.state).values()
+        if not all(tf.reduce_all(tf.math.is_finite(variable)) for variable in variables):
+            raise self._not_finite("the weights or moments are no longer finite")
+        if not self.experiment.writes:
             self.state_iteration = self.run.iteration  # as the first worker has it
         else:
             written = [attempt(write) for write in writers]  # the state also where the weights could not be
@@ -264,7 +335,7 @@ class Saver:
     def _write_weights(self):
         run, level = self.run, self.settings.level
         prefix = checkpoints.checkpoint_prefix(level, run.iteration)
-        checkpoints.save_checkpoint(self.weights, prefix, before_replacing=lambda: (
+        checkpoints.save_checkpoint(self.published, prefix, before_replacing=lambda: (
             self._move_older("_iteration_*.ckpt.*", ".json")))
         say(f"saved {prefix}")
         run.checkpoints = [iteration for iteration in run.checkpoints if iteration != run.iteration] + [run.iteration]
@@ -278,7 +349,9 @@ class Saver:
         self.state_iteration = self.run.iteration
 
     def _notes(self):
-        return {"run": dataclasses.asdict(self.run), "settings": inherited(self.settings), **self.notes_beside}
+        experiment = self.experiment
+        return {"run": self.run.as_notes(), "settings": experiment.kept_settings(), "photos": experiment.photos(),
+                "code": experiment.code}
 
     def _move_older(self, *patterns):
         """Moves what earlier runs left until this run has a checkpoint: their files of `patterns`, and their state."""
@@ -291,15 +364,10 @@ class Saver:
 
 
 class StopSignals:
-    """While it is in use, Ctrl-C and the other `NUMBERS` are only noted as `received`; a second Ctrl-C stops at once.
-
-    agreed: whether all workers know of it. None leaves before an update has told the others, which would wait for it.
-    """
+    """In use, lets Ctrl-C and the other `NUMBERS` be only noted as `received`; a second Ctrl-C ends it at once."""
 
     NUMBERS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1  # a closed terminal, SLURM's warning
-
-    def __init__(self, worker):
-        self.received, self.agreed, self._alone = None, False, worker.count == 1
+    received = None
 
     def __enter__(self):
         self._before = {number: signal.signal(number, self._note) for number in self.NUMBERS
@@ -309,16 +377,6 @@ class StopSignals:
     def __exit__(self, *_):
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-    def hear(self, stopped):
-        """Takes note of a step, which tells whether any worker was told to stop."""
-        self.agreed = stopped
-        if stopped and not self.received:
-            self.received = signal.SIGTERM  # another worker was told
-
-    def is_due(self):
-        """Returns whether the loop is to end."""
-        return bool(self.received and (self._alone or self.agreed))
 
     def _note(self, number, _):
         self.received = number

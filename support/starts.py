@@ -6,7 +6,9 @@ of the photo's detail in the few maps that reach them. docs/lab_notes.md has the
 
 import numpy as np
 
-from utils import tf
+from utils import LazyModule, UsageError, tf
+
+model = LazyModule("model")
 
 BINOMIAL = np.outer((1, 2, 1), (1, 2, 1)) / 16  # turns repeated pixels into a bilinear enlargement
 BRIGHTNESS_MAPS = 4  # one for each pixel of the 2x2 square that the first block sees as one
@@ -14,7 +16,13 @@ RAISED = 1.3  # black is -1.3 before the tanh
 
 
 def begin_level(pynet, level):
-    """Sets what `level` begins with, once the levels above it are restored. Levels 6 to 4 begin at random."""
+    """Sets what `level` begins with, once the levels above it are restored. Levels 6 to 4 begin at random.
+
+    Raises UsageError, at any level, where a layer that a level sets is not the one that is expected.
+    """
+    for misfit in _misfits(pynet):
+        raise UsageError(f"kernel_start=he: sets the start of {misfit}; train with kernel_start=paper "
+                         "from level 7 on, or change support/starts.py")
     begin = {7: _begin_as_input, 3: _begin_as_photo, 2: _begin_as_sharp_level_3, 1: _begin_as_level_2}.get(level)
     if begin:
         begin(_layers(pynet), pynet.input.shape[-1])
@@ -25,7 +33,25 @@ def frozen_layers(pynet, level):
 
     A first block that began as the input is trained at levels 2 and 1; before, it would lose the photo's detail.
     """
-    return ("encoder_1_",) if level > 2 and _shows_input(_layers(pynet), pynet.input.shape[-1]) else ()
+    fits = level > 2 and not any(misfit.startswith("encoder_1_") for misfit in _misfits(pynet))
+    return ("encoder_1_",) if fits and _shows_input(_layers(pynet), pynet.input.shape[-1]) else ()
+
+
+def _misfits(pynet):
+    """Yields which of the layers that are set are missing, of another class, or have kernels of another shape."""
+    layers = {layer.name: layer for layer in tf.keras.Model(pynet.input, list(pynet.outputs.values())).layers}
+    squares, maps = 4 * pynet.input.shape[-1], getattr(layers.get("encoder_1_3x3_conv_1"), "filters", None)
+    convolution, transposed = "Convolution", "Conv2DTranspose"
+    for name, kind, inputs, outputs in (
+            ("encoder_1_3x3_conv_1", convolution, squares, maps), ("encoder_1_3x3_conv_2", convolution, maps, maps),
+            ("level_3_j_3x3_conv_1", convolution, maps and 4 * maps, maps),
+            ("level_3_j_3x3_conv_2", convolution, maps, maps), ("level_3_head", convolution, maps, 3),
+            ("level_2_upsampler", transposed, 8, maps), ("level_2_head", convolution, 8, 3),
+            ("level_1_upsampler", transposed, 3, 3), ("level_1_head", convolution, 3, 3)):
+        layer = layers.get(name)
+        found = layer and (type(layer).__name__, *(layer.weights[0].shape if layer.weights else ()))
+        if found != (kind, 3, 3, inputs, outputs):
+            yield f"{name}, which must be ({kind}, 3, 3, {inputs}, {outputs}), not {found or 'missing'}"
 
 
 def _begin_as_input(get_layer, channels):
@@ -66,7 +92,6 @@ def _begin_as_sharp_level_3(get_layer, channels):
 
     Block j passes the brightness on in four of its maps. What level 3 had learned in these is discarded.
     """
-    import model  # here, because it imports TensorFlow at its top
     above, bias = get_layer("level_3_head").get_weights()
     shown = np.tile(np.transpose(np.sum(above, (0, 1))), (2, 2, 1, 1))  # pixels of the square, colours, maps of j
     first, second = _block(get_layer, "level_3_j")

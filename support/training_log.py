@@ -14,14 +14,16 @@ import math
 import os
 import pathlib
 import platform
+import re
 import subprocess
 import time
 
 import numpy as np
 import PIL
 
+import utils
 from support import checkpoints, devices
-from utils import MODELS, DataError, first_line, printable, say, tf, warn
+from utils import MODELS, RESULTS, DataError, first_line, printable, say, tf, warn
 
 LOG = MODELS / "logs.txt"
 CURVES = MODELS / "tensorboard"
@@ -108,17 +110,20 @@ def card_path(level):
     return MODELS / f"pynet_level_{level}.json"
 
 
-def write_card(level, run, test, settings, counts, code):
+def write_card(experiment, test):
     """Writes or replaces the card of a level; the evaluations of the same run before this one are kept.
 
-    run: the `runs.Run`; test: {name: value} of its newest evaluation; the others are those of a `TrainingLog`.
+    experiment: the `runs.Experiment`; test: {name: value} of its newest evaluation.
     """
+    run, level, settings = experiment.run, experiment.settings.level, experiment.kept_settings()
     earlier = read_card(level)
     evaluations = earlier.get("evaluations", {}) if earlier.get("run") == run.name else {}
     card = {
-        "level": level, "iteration": run.iteration, "run": run.name, "start": run.start, "photos": counts,
+        "level": level, "iteration": run.iteration, "run": run.name, "start": run.start,
+        "photos": experiment.counts(),
         "iterations_above": run.iterations_above, "settings": settings,
-        "evaluations": evaluations | {str(run.iteration): {"metrics": test, "settings": settings}}, **code,
+        "evaluations": evaluations | {str(run.iteration): {"metrics": test, "settings": settings}},
+        **experiment.code,
         "versions": {"python": platform.python_version(), "tensorflow": tf.__version__, "numpy": np.__version__,
                      "pillow": PIL.__version__},
         "date": datetime.datetime.now().isoformat(timespec="seconds"),
@@ -132,6 +137,18 @@ def read_card(level):
         card = json.loads(card_path(level).read_text(encoding="utf-8")) if card_path(level).is_file() else {}
         return card if isinstance(card, dict) else {}
     except (OSError, RecursionError, ValueError):
+        return {}
+
+
+def settings_of(prefix):
+    """Returns {name: value} of the settings that a checkpoint in models/ was trained with; {} where no card says so."""
+    path = pathlib.Path(prefix).resolve()
+    match = re.fullmatch(r"pynet_level_([1-7])_iteration_([0-9]+)\.ckpt", path.name)
+    try:
+        if path.parent != MODELS.resolve():
+            return {}
+        return dict(read_card(int(match[1]))["evaluations"][match[2]]["settings"])
+    except (KeyError, TypeError, ValueError):
         return {}
 
 
@@ -169,21 +186,20 @@ def attempt(action, *arguments):
 
 
 class TrainingLog:
-    """Reports the evaluations of a run: on the screen, in the log, as curves and in the card, as far as it can.
+    """Reports the evaluations of a `runs.Experiment`: on the screen, in the log, as pictures and curves, in the card.
 
-    settings: {name: value}; counts: {"training": count, "test": count} of the photos; code: {what: text} of this
-    repository; writes: False for all workers but the first, which report nothing.
+    What cannot be written is said. Workers that write nothing report nothing.
     """
 
-    def __init__(self, level, settings, run, counts, code, writes=True):
-        self.level, self.settings, self.run, self.counts, self.code = level, settings, run, counts, code
-        self.writes = writes
+    def __init__(self, experiment):
+        self.experiment = experiment
         self._restart_clock()
-        if writes:
-            arguments = " ".join(f"{name}={value}" for name, value in settings.items())
+        if experiment.writes:
+            run, counts = experiment.run, experiment.counts()
+            arguments = " ".join(f"{name}={value}" for name, value in experiment.kept_settings().items())
             start = f"resumed after iteration {run.iteration}" if run.iteration else run.start
-            self._heading = (f"# {datetime.datetime.now():%Y-%m-%d %H:%M:%S} | level={level} {arguments} | {start} | "
-                             f"{counts['training']} training, {counts['test']} test photos")
+            self._heading = (f"# {datetime.datetime.now():%Y-%m-%d %H:%M:%S} | level={experiment.settings.level} "
+                             f"{arguments} | {start} | {counts['training']} training, {counts['test']} test photos")
             self._log_end = None
             attempt(self._add_to_log)
 
@@ -201,19 +217,21 @@ class TrainingLog:
         self._batches += 1
         return batch
 
-    def report(self, found, learning_rate):
-        """`found`: (metrics, visual crops) of this iteration's evaluation; None where there was none."""
-        if not self.writes or found is None:
+    def report(self, test, crops, learning_rate):
+        """Reports this iteration's {name: test metric} and visual crops, uint8 arrays of one shape."""
+        if not self.experiment.writes:
             return
-        test, crops = found
+        run, level = self.experiment.run, self.experiment.settings.level
         scalars = {"learning_rate": learning_rate}
         if self._batches:
             scalars["speed/iterations_per_second"] = self._batches / (time.monotonic() - self._started)
             scalars["speed/seconds_waiting_for_data"] = self._waited
-        line = log_line(self.run.iteration, self.run.losses, test)
+        for index, crop in enumerate(crops):
+            attempt(utils.write_image, RESULTS / f"pynet_img_{index}_level_{level}_iter_{run.iteration}.jpg", crop)
+        line = log_line(run.iteration, run.losses, test)
         say(line)
         attempt(self._add_to_log, line)
-        attempt(write_curves, self.level, self.run, test, crops, scalars)
-        if self.run.checkpoints:  # before, the card is that of an earlier run
-            attempt(write_card, self.level, self.run, test, self.settings, self.counts, self.code)
+        attempt(write_curves, level, run, test, crops, scalars)
+        if run.checkpoints:  # before, the card is that of an earlier run
+            attempt(write_card, self.experiment, test)
         self._restart_clock()

@@ -160,6 +160,19 @@ def small_dataset(tmp_path_factory):
     return folder
 
 
+# Trainings -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fake_update(monkeypatch):
+    """fake_update(function) lets trainings compute nothing: the loss of an update is function(iteration)."""
+    from support import updates
+
+    def install(loss):
+        monkeypatch.setattr(updates, "make_update", lambda *_: lambda batch, iteration, learning_rate: loss(iteration))
+    return install
+
+
 # Calls ---------------------------------------------------------------------------------------------------------------
 
 

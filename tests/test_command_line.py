@@ -13,7 +13,7 @@ from conftest import REPOSITORY
 import test_model
 import train_model
 import utils
-from support import devices, runs
+from support import devices
 from utils import DataError, UsageError
 
 SCRIPTS = {"train_model.py": train_model, "test_model.py": test_model}
@@ -212,9 +212,8 @@ def test_level_6_without_level_7_is_answered_with_the_command_to_run(workplace, 
     assert done.err.count("\n") == 1 and "python train_model.py level=7 batch_size=50" in done.err
 
 
-def test_level_1_without_vgg_19_is_answered_with_what_to_do(workplace, call, without_tensorflow, monkeypatch):
-    monkeypatch.setattr(runs, "find_start", lambda settings, _: (runs.Run(), "prefix", None))
-    done = call(train_model, "level=1")
+def test_level_1_without_vgg_19_is_answered_with_what_to_do(workplace, call, without_tensorflow, small_checkpoint):
+    done = call(train_model, "level=1", f"weights={small_checkpoint}")
     assert done.status == 1 and done.err.count("\n") == 1
     assert "vgg_pretrained/imagenet-vgg-verydeep-19.mat: no such file" in done.err and "vgg_dir=none" in done.err
 

@@ -23,7 +23,7 @@ import test_model
 import train_model
 import utils
 import vgg
-from support import checkpoints, devices, starts, training_log
+from support import checkpoints, starts, training_log, updates
 from tools import export_model
 
 PATCH_SIZE = 64
@@ -90,17 +90,17 @@ def make_quick(patches, pynet, start):
         assign(pynet, start)
         return pynet
 
-    def make_training_step(differentiate, optimizer, division, **_):
-        def step(inputs, targets, iteration, learning_rate, *_):
+    def make_update(differentiate, optimizer, division, scale):
+        def update(batch, iteration, learning_rate):
             optimizer.variables[0].assign_add(tf.fill(optimizer.variables[0].shape, learning_rate))
-            return devices.Step(1.0, applied=True, stopped=False)
-        return step
+            return 1.0
+        return update
 
     def make_evaluation_step(*_):
         return lambda inputs, targets: ({"loss": 0.0, "mse": 0.0, "l1": 0.0}, tf.cast(targets, tf.float32) / 255)
 
     patches.setattr(model, "build_pynet", build_pynet)
-    patches.setattr(devices, "make_training_step", make_training_step)
+    patches.setattr(updates, "make_update", make_update)
     patches.setattr(train_model, "make_evaluation_step", make_evaluation_step)
 
 
@@ -334,7 +334,7 @@ def test_a_run_that_saves_nothing_leaves_the_earlier_one_where_it_is(quick_runs,
     common = "level=7", *QUICK, f"dataset_dir={small_dataset}"
     assert call(train_model, *common, "num_train_iters=1").status == 0
     before = files_of(utils.MODELS, "pynet_level_7*")
-    monkeypatch.setattr(devices, "make_training_step", lambda *_, **__: lambda *_: devices.Step(math.nan, True, False))
+    monkeypatch.setattr(updates, "make_update", lambda *_: lambda *_: math.nan)
     done = call(train_model, *common, "num_train_iters=2")
     assert done.status == 1 and "Nothing of it was saved" in done.err
     assert files_of(utils.MODELS, "pynet_level_7*") == before and not (utils.MODELS / "older").exists()

@@ -3,7 +3,6 @@
 Runs are those of the script, of the small network; but for the tests that kill or fill, only their update is replaced.
 """
 
-import dataclasses
 import errno
 import functools
 import itertools
@@ -26,7 +25,7 @@ import load_dataset
 import model
 import train_model
 import utils
-from support import checkpoints, devices, runs, training_log
+from support import checkpoints, devices, runs, starts, training_log
 from utils import DataError
 
 EVERY_ITERATION = *QUICK, "eval_step=1"
@@ -38,19 +37,15 @@ def shared_pynet():
 
 
 @pytest.fixture
-def steps(monkeypatch, shared_pynet):
-    """Replaces the training step: steps(function) trains with function(iteration) -> loss instead.
+def steps(monkeypatch, shared_pynet, fake_update):
+    """Replaces the update: steps(function) trains with function(iteration) -> loss instead.
 
     The rest of the run is real, but that all runs share one PyNET, which takes seconds to build. The update itself is
     what `test_training.py` is about, and together they are tried by the killed runs below.
     """
     monkeypatch.setattr(model, "build_pynet", lambda *_, **__: shared_pynet)
     monkeypatch.setattr(train_model, "make_evaluation_step", evaluation_step)
-
-    def install(function):
-        monkeypatch.setattr(devices, "make_training_step", lambda *_, **__: lambda inputs, targets, iteration, *_: (
-            devices.Step(function(iteration), applied=True, stopped=False)))
-    return install
+    return fake_update
 
 
 def evaluation_step(network, level, vgg19):
@@ -141,12 +136,12 @@ def test_a_closed_terminal_does_not_stop_a_run_under_nohup(training, steps):
 
 def test_a_second_ctrl_c_stops_at_once(workplace, small_dataset):
     code = ("import os, signal, sys, time, train_model, utils\n"
-            "from support import devices\n"
+            "from support import updates\n"
             "def stubborn(*_):\n"
             "    os.kill(os.getpid(), signal.SIGINT)\n"
             "    os.kill(os.getpid(), signal.SIGINT)\n"
             "    time.sleep(600)\n"
-            "devices.make_training_step = lambda *_, **__: stubborn\n"
+            "updates.make_update = lambda *_: stubborn\n"
             "sys.exit(utils.run(train_model.main))\n")
     done = start_process("-c", code, "level=7", *EVERY_ITERATION, f"dataset_dir={small_dataset}", cwd=workplace)
     assert done.returncode == -signal.SIGINT
@@ -250,7 +245,7 @@ ODD = (None, True, -1, 0, 0.5, 1e300, 1e999, 10 ** 30, "", "x", "/elsewhere", "r
 
 
 @pytest.mark.parametrize("part, name", [
-    *(("run", field.name) for field in dataclasses.fields(runs.Run)),
+    *(("run", name) for name in runs.Run().as_notes()),
     *(("settings", parameter.name) for parameter in train_model.PARAMETERS),
     ("run", None), ("settings", None), ("photos", None), ("code", None)])
 def test_odd_values_in_a_state_are_one_line_or_what_the_command_line_could_have_given(part, name, workplace):
@@ -265,10 +260,10 @@ def test_odd_values_in_a_state_are_one_line_or_what_the_command_line_could_have_
             assert str(error).startswith(f"{prefix}.json: ")
             continue
         assert re.fullmatch("run_[0-9]+", state.run.name)
-        for field in dataclasses.fields(runs.Run):
-            found, default = getattr(state.run, field.name), getattr(runs.Run(), field.name)
-            assert type(found) in (type(default), type(default) if field.name != "loss_scale" else int)
-            assert field.name == "losses" or min([0, *found] if field.name == "checkpoints" else [0]) == 0
+        for key, default in runs.Run().as_notes().items():
+            found = state.run.as_notes()[key]
+            assert type(found) in (type(default), type(default) if key != "loss_scale" else int)
+            assert key == "losses" or min([0, *found] if key == "checkpoints" else [0]) == 0
         arguments = [f"{key}={value}" for key, value in state.settings.items() if value is not None and key != "level"]
         given = utils.parse_arguments(["level=7", *arguments], train_model.PARAMETERS, "")
         assert state.settings.items() <= vars(given).items() | {"level": state.settings.get("level")}.items()
@@ -317,14 +312,40 @@ def test_names_that_are_not_valid_utf_8_are_trained_on_and_resumed(training, cal
 # Following a checkpoint ----------------------------------------------------------------------------------------------
 
 
-def test_depth_maps_and_width_are_those_of_the_checkpoint_unless_the_command_line_contradicts(small_checkpoint):
-    settings = types.SimpleNamespace(use_depth=False, width="1", given={"level"})
-    runs.follow_checkpoint(settings, small_checkpoint)
-    assert (settings.use_depth, settings.width) == (True, "0.125")
-    for name, value in (("use_depth", False), ("width", "1")):
-        settings = types.SimpleNamespace(**{"use_depth": True, "width": "0.125", name: value}, given={name})
+@pytest.fixture
+def complete(monkeypatch):
+    """complete(prefix, "level=6", ...) gives the settings of a level that starts from a checkpoint."""
+    monkeypatch.setattr(devices, "start_tensorflow", lambda *_, **__: None)
+
+    def complete_settings(prefix, *arguments):
+        settings = utils.parse_arguments([*arguments, "vgg_dir=none"], train_model.PARAMETERS, "")
+        train_model.complete_settings(settings, runs.Start(runs.Run(), prefix, None))
+        return settings
+    return complete_settings
+
+
+def test_depth_maps_and_width_are_those_of_the_checkpoint_unless_the_command_line_contradicts(
+        small_checkpoint, complete):
+    settings = complete(small_checkpoint, "level=6")
+    assert (settings.use_depth, settings.width, settings.kernel_start) == (True, "0.125", "he")
+    for argument in ("use_depth=false", "width=1"):
+        name = argument.partition("=")[0]
         with pytest.raises(DataError, match=f"is of a network with {name}=.*; leave {name}= out, or start at level 7"):
-            runs.follow_checkpoint(settings, small_checkpoint)
+            complete(small_checkpoint, "level=6", argument)
+
+
+def test_test_photos_are_those_of_the_level_above_and_other_ones_are_warned_of(
+        training, small_checkpoint, link_checkpoint, complete, capsys):
+    assert training("level=7", *EVERY_ITERATION, "num_train_iters=1", "val_size=1").status == 0
+    above = checkpoints.checkpoint_prefix(7, 1)
+    capsys.readouterr()
+    assert complete(above, "level=6").val_size == 1
+    assert capsys.readouterr() == (f"val_size=1, as {above} was trained with\n", "")
+    assert complete(above, "level=6", "val_size=2").val_size == 2
+    assert capsys.readouterr().err.startswith(f"warning: val_size=2: {above} was trained with val_size=1, ")
+    assert complete(above, "level=6", "val_size=1").val_size == 1
+    assert complete(small_checkpoint, "level=6", "val_size=2").val_size == 2  # no card says anything
+    assert capsys.readouterr() == ("", "")
 
 
 def test_workers_train_the_same_with_the_same_settings_photos_and_weights_in_whatever_folders(
@@ -332,7 +353,8 @@ def test_workers_train_the_same_with_the_same_settings_photos_and_weights_in_wha
     def shared(prefix=small_checkpoint, photos="12", **changed):
         settings = {"level": 6, "batch_size": 4, "vgg_dir": "vgg/", "dataset_dir": "ebb_dataset/", "given": set()}
         pairs = [types.SimpleNamespace(name=name) for name in photos]
-        return runs.shared_by_workers(types.SimpleNamespace(**settings | changed), runs.Run(), prefix, pairs)
+        start = runs.Start(runs.Run(), prefix, None)
+        return runs.Experiment(types.SimpleNamespace(**settings | changed), start, pairs, [], {}).shared_by_workers()
 
     copy, other = tmp_path / "copy", tmp_path / "other"
     shutil.copy(f"{small_checkpoint}.index", f"{copy}.index")
@@ -340,6 +362,17 @@ def test_workers_train_the_same_with_the_same_settings_photos_and_weights_in_wha
     assert shared(copy, vgg_dir="elsewhere/", dataset_dir="elsewhere/", given={"batch_size"}) == shared()
     for changed in ({"batch_size": 5}, {"level": 7}, {"vgg_dir": "none"}, {"photos": "123"}, {"prefix": other}):
         assert shared(**changed) != shared(), changed
+
+
+def test_a_resumed_run_that_trains_more_variables_starts_their_moments_at_0_with_a_note(
+        training, small_pynet, monkeypatch):
+    assert training("level=7", *EVERY_ITERATION, "num_train_iters=1").status == 0
+    monkeypatch.setattr(starts, "frozen_layers", lambda *_: ("level_8_",))  # which leaves nothing out
+    done = training("level=7", "resume=true", "num_train_iters=2")
+    assert done.status == 0, done.err
+    assert "resume.ckpt lacks 8 of 124 moments, such as generator/Variable/Adam: they start as in a new" in done.out
+    names = dict(tf.train.list_variables(str(checkpoints.resume_prefix(7))))
+    assert "generator/Variable/Adam" in names and "generator/Variable_3/Adam_1" in names
 
 
 # Full disks ----------------------------------------------------------------------------------------------------------
@@ -548,7 +581,7 @@ def test_weights_that_are_not_finite_never_reach_a_checkpoint(training, steps, s
     steps(poisoned)
     done = training("level=7", *EVERY_ITERATION, "num_train_iters=3")
     bias.assign(start)
-    assert done.status == 1 and "iteration 2: the weights are no longer finite" in done.err
+    assert done.status == 1 and "iteration 2: the weights or moments are no longer finite" in done.err
     assert checkpoints.saved_iterations(7) == [1]
 
 
@@ -587,18 +620,18 @@ def test_a_damaged_test_photo_is_left_out_of_the_metrics_and_all_of_them_are_one
 
 
 def test_runs_of_one_level_in_one_folder_exclude_each_other(training):
-    with runs.prepared_folders(7):
+    with runs.locked_level(7):
         done = training("level=7", *EVERY_ITERATION, "num_train_iters=1")
         assert done.status == 1
         assert done.err == ("error: models/: level 7 is being trained here by another run: wait for it, or train in "
                             "another folder\n")
-        with runs.prepared_folders(6):
+        with runs.locked_level(6):
             pass
     assert training("level=7", *EVERY_ITERATION, "num_train_iters=1").status == 0
 
 
 def test_a_killed_run_leaves_no_lock_behind(workplace):
-    code = "import os\nfrom support import runs\nwith runs.prepared_folders(7): os.kill(os.getpid(), 9)"
+    code = "import os\nfrom support import runs\nwith runs.locked_level(7): os.kill(os.getpid(), 9)"
     assert start_process("-c", code, cwd=workplace).returncode == -signal.SIGKILL
-    with runs.prepared_folders(7):
+    with runs.locked_level(7):
         pass

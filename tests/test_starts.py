@@ -8,6 +8,7 @@ from PIL import Image
 
 import model
 from support import starts
+from utils import UsageError
 
 
 def start(width=0.25, use_depth=True, levels=(7,), seed=1):
@@ -145,3 +146,27 @@ def test_level_2_that_starts_from_weights_of_level_1_is_as_bright_as_before_leve
     for _ in range(2):  # weights that were lowered once are left as they are
         starts.lower_level_2(pynet, 2)
         np.testing.assert_allclose(layers(pynet, "level_2_head")(noise), before, rtol=0, atol=1e-5)
+
+
+# Networks that were changed ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", [7, 1])
+@pytest.mark.parametrize("attribute, replacement, name", [
+    ("upsample", lambda layers, x, maps, name, dtype=None: layers._convolution(
+        keras.layers.UpSampling2D()(x), maps, 3, name, dtype=dtype), "level_2_upsampler"),
+    ("head_convolution", lambda layers, x, level: layers._convolution(x, 3, 5, f"{level}_head"), "level_3_head")])
+def test_a_network_that_the_start_does_not_fit_is_refused_in_one_line_before_level_7_trains(
+        level, attribute, replacement, name, monkeypatch):
+    monkeypatch.setattr(model._Layers, attribute, replacement)
+    pynet = model.build_pynet(64, 64, seed=1, width_multiplier=0.125, kernel_start="he")
+    with pytest.raises(UsageError, match=rf"^kernel_start=he: sets the start of {name}, .*kernel_start=paper"):
+        starts.begin_level(pynet, level)
+
+
+def test_a_first_block_that_is_another_is_trained(monkeypatch):
+    convolution = model._Layers._convolution
+    monkeypatch.setattr(model._Layers, "_convolution", lambda layers, x, maps, size, name, **options: convolution(
+        layers, x, maps, 5 if name.startswith("encoder_1_") else size, name, **options))
+    pynet = model.build_pynet(64, 64, seed=1, width_multiplier=0.125)
+    assert starts.frozen_layers(pynet, 7) == ()

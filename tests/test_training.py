@@ -18,7 +18,7 @@ import model
 import test_model
 import train_model
 import utils
-from support import checkpoints, devices, starts
+from support import checkpoints, starts, updates
 
 ADAM_TOLERANCE = 3e-5  # relative: in float32 1 - 0.999 is 5e-5 off, of which the root halves the effect
 
@@ -160,13 +160,11 @@ def training(workplace, small_dataset, call):
 def test_a_learning_rate_schedule_reaches_the_optimizer_from_the_first_iteration(training, monkeypatch):
     rates = []
 
-    def make_training_step(*_, **__):
-        def step(inputs, targets, iteration, learning_rate, *_):
-            rates.append((iteration, learning_rate))
-            return devices.Step(1.0, applied=True, stopped=False)
-        return step
+    def update(batch, iteration, learning_rate):
+        rates.append((iteration, learning_rate))
+        return 1.0
 
-    monkeypatch.setattr(devices, "make_training_step", make_training_step)
+    monkeypatch.setattr(updates, "make_update", lambda *_: update)
     monkeypatch.setattr(train_model, "learning_rate_at", lambda iteration, settings: settings.learning_rate / iteration)
     assert training("level=7", "num_train_iters=3", "learning_rate=0.6").status == 0
     assert rates == [(1, 0.6), (2, 0.3), (3, pytest.approx(0.2))]
@@ -225,9 +223,9 @@ def stored(level, iteration):
 
 
 @pytest.fixture
-def without_updates(monkeypatch):
+def without_updates(monkeypatch, fake_update):
     """Trainings save what they started from."""
-    monkeypatch.setattr(devices, "make_training_step", lambda *_, **__: lambda *_: devices.Step(1.0, True, False))
+    fake_update(lambda iteration: 1.0)
     monkeypatch.setattr(train_model, "evaluate", lambda *_: ({"loss": 1.0}, []))
 
 

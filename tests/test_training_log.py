@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 import subprocess
+import types
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ import model
 import test_model
 import train_model
 import utils
-from support import checkpoints, devices, runs, starts, training_log
+from support import checkpoints, runs, starts, training_log
 from tools import plot_logs
 
 
@@ -37,12 +38,16 @@ def curves(folder):
     return scalars, pictures
 
 
+def experiment(run, **settings):
+    return runs.Experiment(types.SimpleNamespace(**settings), runs.Start(run, None, None), [], [], {})
+
+
 def read_card(level):
     return json.loads((utils.MODELS / f"pynet_level_{level}.json").read_text())
 
 
 @pytest.fixture
-def training(monkeypatch, workplace, small_dataset, call, small_pynet):
+def training(monkeypatch, workplace, small_dataset, call, small_pynet, fake_update):
     """training(arguments) trains without any computing: the losses are the iteration's number. Gives a `Call`."""
     def make_evaluation_step(*_):
         def step(inputs, targets):
@@ -53,8 +58,7 @@ def training(monkeypatch, workplace, small_dataset, call, small_pynet):
     monkeypatch.setattr(model, "build_pynet", lambda *_, **__: small_pynet)
     monkeypatch.setattr(starts, "begin_level", lambda *_: None)  # small_pynet stays as it is
     monkeypatch.setattr(train_model, "make_evaluation_step", make_evaluation_step)
-    monkeypatch.setattr(devices, "make_training_step", lambda *_, **__: lambda inputs, targets, iteration, *_: (
-        devices.Step(float(iteration), applied=True, stopped=False)))
+    fake_update(float)
     return lambda *arguments: call(train_model, *arguments, *QUICK, f"dataset_dir={small_dataset}")
 
 
@@ -63,13 +67,12 @@ def training(monkeypatch, workplace, small_dataset, call, small_pynet):
 
 def test_two_levels_that_train_at_once_keep_their_lines_apart(workplace, monkeypatch):
     monkeypatch.setattr(training_log, "write_curves", lambda *_: None)
-    counts = {"training": 9, "test": 3}
-    logs = {level: training_log.TrainingLog(level, {"dataset_dir": "a\n# level=1"}, runs.Run(), counts, {})
+    logs = {level: training_log.TrainingLog(experiment(runs.Run(), level=level, dataset_dir="a\n# level=1"))
             for level in (7, 6)}
     psnr = {(7, 0): 10, (7, 10): 11, (6, 0): 20, (7, 20): 12, (6, 10): 21, (6, 20): 22}
     for (level, iteration), value in psnr.items():
-        logs[level].run.iteration = iteration
-        logs[level].report(({"loss": 1, "mse": 0.1, "psnr": value, "l1": 0.2}, []), 1e-4)
+        logs[level].experiment.run.iteration = iteration
+        logs[level].report({"loss": 1, "mse": 0.1, "psnr": value, "l1": 0.2}, [], 1e-4)
     found = plot_logs.read_log(training_log.LOG)
     assert {(level, iteration): values["psnr"] for level in found for iteration, values in found[level].items()} == psnr
     assert training_log.LOG.read_text().count("\n#") + 1 == 2 + 4, "a heading again only after the other level's line"
@@ -205,7 +208,7 @@ def test_a_damaged_card_is_as_good_as_none(workplace, content):
 
 def test_test_runs_add_their_means_to_the_curves_of_the_level_each_under_its_name(workplace):
     run = runs.Run(iteration=10, start="from level 2, iteration 5", iterations_above=100, name="run_1")
-    training_log.write_card(1, run, {"loss": 1.0}, {}, {"training": 1, "test": 1}, {})
+    training_log.write_card(experiment(run, level=1), {"loss": 1.0})
     training_log.write_test_means(1, 10, "test_ebb_dataset_float32", {"PSNR": 23.5, "SSIM": 0.5, "MS-SSIM": math.nan})
     training_log.write_test_means(1, 10, "test_ebb_dataset_bfloat16", {"PSNR": 23.25})
     scalars, _ = curves(training_log.CURVES / "level_1/test_ebb_dataset_float32")

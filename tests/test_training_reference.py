@@ -13,7 +13,7 @@ from conftest import assign
 
 import model
 import train_model
-from support import devices
+from support import updates
 
 LEARNING_RATE = 5e-5
 LOSS_TOLERANCES = (1e-6, 2e-4, 5e-3, 5e-3)  # relative: before the first update, the second, the third, after it
@@ -46,7 +46,7 @@ def trajectory(request, pynet, seed_1_weights, vgg19, reference):
     network = model.network_for_level(pynet, level)
     adam = AdamThatKeeps(train_model.trained_variables(network))
     update = functools.partial(train_model.differentiate, network, level, vgg19, adam.variables)
-    step = devices.make_training_step(update, adam, devices.divide_batch(len(inputs)))
+    step = updates.make_training_step(update, adam, updates.divide_batch(len(inputs)))
 
     losses = [step(inputs, targets, 1, LEARNING_RATE).loss]
     names = {id(variable): name for name, variable in pynet.variables.items()}

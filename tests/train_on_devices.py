@@ -1,4 +1,4 @@
-"""Trains a small PyNET for some steps in several ways, and prints {way: losses} as JSON: what test_devices.py compares.
+"""Trains a small PyNET for some steps in several ways, and prints {way: losses} as JSON: what test_updates.py compares.
 
 Without TF_CONFIG in the environment the ways are one device and two logical CPUs; with it, this is one of several
 workers.
@@ -18,13 +18,13 @@ import tensorflow as tf
 
 import model
 import train_model
-from support import devices
+from support import updates
 
 LEVEL, BATCH, SIZE, STEPS = 7, 5, 64, 10
 LEARNING_RATE = 1e-5  # so small because Adam divides gradients that are hardly more than rounding by their own size
 
 
-def losses(strategy, worker=devices.ONLY_WORKER, micro_batches=(None,)):
+def losses(strategy, worker=updates.ONLY_WORKER, micro_batches=(None,)):
     """For each size of pieces the losses before the first updates of fresh weights, always on the same batch."""
     with strategy.scope():
         pynet = model.build_pynet(SIZE, SIZE, seed=1, width_multiplier=0.125, kernel_start="he")
@@ -35,9 +35,9 @@ def losses(strategy, worker=devices.ONLY_WORKER, micro_batches=(None,)):
             adam = train_model.Adam(train_model.trained_variables(network))
         for variable, value in zip(adam.variables, start):
             variable.assign(value)
-        division = devices.divide_batch(BATCH, micro_batch, strategy, worker)
+        division = updates.divide_batch(BATCH, micro_batch, strategy, worker)
         update = functools.partial(train_model.differentiate, network, LEVEL, None, adam.variables)
-        step = devices.make_training_step(update, adam, division)
+        step = updates.make_training_step(update, adam, division)
         random, own = np.random.default_rng(1), slice(division.indices.start, division.indices.stop)
         inputs = random.integers(0, 256, (BATCH, SIZE, SIZE, 4), np.uint8)[own]
         targets = random.integers(200, 256, (BATCH, SIZE // 32, SIZE // 32, 3), np.uint8)[own]
@@ -45,9 +45,9 @@ def losses(strategy, worker=devices.ONLY_WORKER, micro_batches=(None,)):
 
 
 def main():
-    worker = devices.find_worker()
+    worker = updates.find_worker()
     if worker.count > 1:
-        return dict(zip(["worker"], losses(devices.choose_strategy(worker), worker)))
+        return dict(zip(["worker"], losses(updates.choose_strategy(worker), worker)))
     cpu, = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     one, both = tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

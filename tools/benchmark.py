@@ -29,9 +29,11 @@ import load_dataset
 import test_model
 import train_model
 import utils
-from support import checkpoints, devices
+from support import checkpoints, devices, updates
 from tools import make_scenes
-from utils import Parameter, tf
+from utils import LazyModule, Parameter, tf
+
+model = LazyModule("model")
 
 PHOTO_SIZE = 1536, 1024  # width, height of the photos that are rendered and read, as EBB! has them
 LEVELS = {"render": (1,), "train": (7, 3), "data": (7, 3, 1), "startup": (7, 3)}  # where no level is given
@@ -42,7 +44,7 @@ CONVOLUTION = 256, 384, 128  # height, width and maps of the plain 3 x 3 convolu
 
 PARAMETERS = (
     Parameter("what", tuple(LEVELS), None, "what to measure", default_text="all of it"),
-    Parameter("level", int, None, "level of the network", 1, 7,
+    Parameter("level", int, None, "level of the network", minimum=1, maximum=7,
               default_text="1 to render, 7 and 3 to train and to start, 7, 3 and 1 for data"),
     Parameter("precision", utils.PRECISIONS, "float32", "of the feature maps"),
     Parameter("width", ("1", "0.5", "0.25", "0.125"), "1", "share of the paper's feature maps"),
@@ -77,7 +79,6 @@ def machine():
 
 def measure_in_own_process(kind, level, settings, dataset_dir, folder):
     """Returns what `measure` gives. `folder` is for what it writes. Raises DataError if the process dies."""
-    import model
     if kind == "startup" and level < 7:
         prefix = pathlib.Path(folder) / checkpoints.checkpoint_prefix(level + 1, 1)
         prefix.parent.mkdir(exist_ok=True)
@@ -93,11 +94,11 @@ def measure_in_own_process(kind, level, settings, dataset_dir, folder):
                 "network computes, precision=bfloat16 or a smaller width= needs less") from error
 
 
-def row(found):
+def row(measured):
     """Returns a line of the table."""
-    rate, best = found.get("gflops"), found.get("best_gflops")
-    cells = [found["what"], found["result"], f"{rate:.0f}" if rate else "", f"{best:.0f}" if best else "",
-             f"{rate / best:.2f}" if rate else "", f"{found['peak'] / 1e9:.1f} GB"]
+    rate, best = measured.get("gflops"), measured.get("best_gflops")
+    cells = [measured["what"], measured["result"], f"{rate:.0f}" if rate else "", f"{best:.0f}" if best else "",
+             f"{rate / best:.2f}" if rate else "", f"{measured['peak'] / 1e9:.1f} GB"]
     return f"| {' | '.join(cells)} |"
 
 
@@ -106,12 +107,12 @@ def measure(kind, level, precision, width, dataset_dir, folder, started):
     os.chdir(folder)
     with contextlib.redirect_stdout(io.StringIO()):
         if kind == "startup":
-            found = first_update(level, precision, width, dataset_dir, started)
+            measured = one_iteration(level, precision, width, dataset_dir, started)
         else:
             devices.start_tensorflow(precision=precision)
-            found = (reading(level, dataset_dir) if kind == "data" else
-                     computing(rendering if kind == "render" else training, level, precision, width))
-        return found | {"peak": devices.peak_memory()}
+            measured = (reading(level, dataset_dir) if kind == "data" else
+                        computing(rendering if kind == "render" else training, level, precision, width))
+        return measured | {"peak": devices.peak_memory()}
 
 
 def computing(prepare, level, precision, width):
@@ -125,7 +126,6 @@ def computing(prepare, level, precision, width):
 
 def rendering(level, precision, width):
     """Returns (what it is, a function that renders a photo of EBB!'s size, its floating-point operations)."""
-    import model
     columns, rows = PHOTO_SIZE
     pynet = model.build_pynet(precision=precision, width_multiplier=float(width))
     render = test_model.make_renderer(model.network_for_level(pynet, level), level)
@@ -136,13 +136,12 @@ def rendering(level, precision, width):
 
 def training(level, precision, width):
     """Returns the same for an update. Backwards takes twice the operations: for the gradients of maps and kernels."""
-    import model
     size, batch_size = load_dataset.PATCH_SIZE, BATCH_SIZE.get(level, 1)
     pynet = model.build_pynet(size, size, precision=precision, width_multiplier=float(width))
     network = model.network_for_level(pynet, level)
     adam = train_model.Adam(train_model.trained_variables(network))
     update = functools.partial(train_model.differentiate, network, level, None, adam.variables)
-    step = devices.make_training_step(update, adam, devices.divide_batch(batch_size), precision == "float16")
+    step = updates.make_training_step(update, adam, updates.divide_batch(batch_size), precision == "float16")
     random, side = np.random.default_rng(0), load_dataset.target_side(level)
     inputs = random.integers(0, 256, (batch_size, size, size, pynet.input.shape[-1]), np.uint8)
     targets = random.integers(0, 256, (batch_size, side, side, 3), np.uint8)
@@ -170,7 +169,6 @@ def operations(level, height, width, width_multiplier="1"):
 
     They are a multiplication and an addition for each kernel weight and pixel (of a transposed convolution's input).
     """
-    import model
     pynet = model.build_pynet(height, width, seed=None, width_multiplier=float(width_multiplier))
     total = 0
     for layer in model.network_for_level(pynet, level).layers:
@@ -209,19 +207,11 @@ def read_plainly(pairs, level):
             np.asarray(target.resize((load_dataset.target_side(level),) * 2, Image.Resampling.BICUBIC))
 
 
-def first_update(level, precision, width, dataset_dir, started):
-    """Measures from the start of the process to the end of train_model.py's first update, after one test photo."""
-    take_step = devices.take_step
-
-    def update_and_end(*arguments):
-        take_step(*arguments)
-        raise SystemExit
-
-    devices.take_step = update_and_end
-    with contextlib.suppress(SystemExit):
-        train_model.main([f"level={level}", "batch_size=1", f"precision={precision}", f"dataset_dir={dataset_dir}",
-                          "vgg_dir=none", *([f"width={width}"] if level == 7 else [])])
-    return {"what": f"process start to first update, level {level}, width {width}, {precision}",
+def one_iteration(level, precision, width, dataset_dir, started):
+    """Measures from the start of the process to the end of a training of one iteration, saved and measured twice."""
+    train_model.main([f"level={level}", "batch_size=1", f"precision={precision}", f"dataset_dir={dataset_dir}",
+                      "vgg_dir=none", "num_train_iters=1", *([f"width={width}"] if level == 7 else [])])
+    return {"what": f"process start to the end of one iteration, level {level}, width {width}, {precision}",
             "result": f"{time.time() - started:.1f} s"}
 
 

@@ -32,7 +32,8 @@ TRAIN_COUNT, TEST_COUNT = 12, 3
 SCHEDULE = {7: 100, 6: 60, 5: 60, 4: 60, 3: 80, 2: 20, 1: 10}  # iterations: what two CPU cores do in three minutes
 NETWORK = "width=0.25", "patch_size=128", "batch_size=2", "vgg_dir=none"
 
-PARAMETERS = (Parameter("seed", int, SEED, "another seed gives other scenes and another training", 0, 2 ** 31 - 1),)
+PARAMETERS = (Parameter("seed", int, SEED, "another seed gives other scenes and another training",
+                        minimum=0, maximum=2 ** 31 - 1),)
 USAGE = "python -m tools.demo [seed=N]"
 
 SHEET_WIDTH, LABEL_HEIGHT, FONT_SIZE, GAP = 2400, 34, 22, 12  # in pixels

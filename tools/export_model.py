@@ -30,14 +30,16 @@ SMALLEST_SIDE = 32  # pixels of the input, one pixel of level 7
 TRIAL_SIZE = 88, 120  # height and width of the photo that formats for any size are tried with
 
 PARAMETERS = (
-    Parameter("level", int, 1, "level to export", 1, 7),
+    Parameter("level", int, 1, "level to export", minimum=1, maximum=7),
     Parameter("orig", bool, False, "use the released weights in models/original/"),
     Parameter("small", bool, False, "use the weights of models/small/"),
-    Parameter("restore_iter", int, None, "iteration of the level to use", 1, default_text="last saved"),
+    Parameter("restore_iter", int, None, "iteration of the level to use", minimum=1, default_text="last saved"),
     Parameter("format", tuple(FORMATS.values()), None, "format of the file", default_text="as the ending of out says"),
     Parameter("precision", ("float32", "float16"), "float32", "of the weights in the file; float16 for tflite only"),
-    Parameter("height", int, None, "of the inputs, in pixels", SMALLEST_SIDE, 8192, "required for tflite and keras"),
-    Parameter("width", int, None, "of the inputs, in pixels", SMALLEST_SIDE, 8192, "required for tflite and keras"),
+    Parameter("height", int, None, "of the inputs, in pixels",
+              minimum=SMALLEST_SIDE, maximum=8192, default_text="required for tflite and keras"),
+    Parameter("width", int, None, "of the inputs, in pixels",
+              minimum=SMALLEST_SIDE, maximum=8192, default_text="required for tflite and keras"),
     Parameter("out", str, utils.REQUIRED,
               "FILE.onnx, FILE.tflite, FILE.keras, or the folder of a SavedModel; must not exist"),
 )

@@ -43,9 +43,9 @@ PARAMETERS = (
               "what the network gives: large = near, small = near, a distance, or the logarithm of one"),
     Parameter("output_name", str, None, "the output to take, if the network gives several",
               default_text="the one with depth in its name"),
-    Parameter("size", int, None, "longer side of the input, if the network takes any size", 1,
+    Parameter("size", int, None, "longer side of the input, if the network takes any size", minimum=1,
               default_text="512, or the preset's"),
-    Parameter("multiple", int, 32, "both sides are rounded to multiples of this", 1),
+    Parameter("multiple", int, 32, "both sides are rounded to multiples of this", minimum=1),
     Parameter("replace", bool, False, "make depth maps that exist anew"),
     Parameter("preview", str, None, "contact sheet to write, as FILE.png or FILE.jpg", default_text="none"),
 )

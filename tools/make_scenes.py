@@ -52,9 +52,9 @@ MAX_SCENES_HERE = 16  # more are worth starting processes
 
 PARAMETERS = (
     Parameter("dataset_dir", str, utils.REQUIRED, "folder to write train/ and test/ into"),
-    Parameter("train_count", int, 20, "photos in train/", 1),
-    Parameter("test_count", int, 4, "photos in test/", 1),
-    Parameter("seed", int, 0, "another seed gives other scenes", 0),
+    Parameter("train_count", int, 20, "photos in train/", minimum=1),
+    Parameter("test_count", int, 4, "photos in test/", minimum=1),
+    Parameter("seed", int, 0, "another seed gives other scenes", minimum=0),
     Parameter("maps", tuple(load_dataset.MAPS), "depth", "of focus maps, those in train/ vary in focus and aperture"),
     Parameter("photos_dir", str, None, "folder of your own photos to use as textures", default_text="none"),
 )
