@@ -185,8 +185,8 @@ def run(main):
     if lost:
         status = status or 1
         problem = problem if problem and lost not in problem else f"error: stdout: cannot be written ({lost})"
-    if problem:
-        say(problem, sys.stderr, start="\n" if status == 130 else "")
+    for number, line in enumerate(problem.split("\n  ") if problem else []):  # a DataError may be a list
+        say(f"  {line}" if number else line, sys.stderr, start="\n" if status == 130 else "")
     _flush(sys.stderr)
     return status
 

@@ -98,7 +98,7 @@ def open_network(name, preset=None, output_name=None):
     preset = preset or PRESETS[NAMED.get(name, "none")]
     network = load_network(path)
     inverse_depth(Image.effect_noise((512, 384), 16).convert("RGB"), path, network, preset, output_name)
-    print(f"Network: {path}, takes {network.shape} {np.dtype(network.dtype).name}", flush=True)
+    utils.say(f"Network: {path}, takes {network.shape} {np.dtype(network.dtype).name}")
     return functools.partial(make_depth_map, network=network, preset=preset, output_name=output_name)
 
 

@@ -89,7 +89,7 @@ def find_photos_to_render(settings, use_depth):
     """
     images_dir, depth_dir = settings.images_dir, settings.depth_dir
     pairs, without_depth = find_pairs(images_dir, depth_dir, use_depth)
-    maps, failed = find_missing_maps(settings, without_depth) if without_depth else ({}, {})
+    maps, failed = find_missing_maps(settings, pairs, without_depth) if without_depth else ({}, {})
     without_depth = [path for path in without_depth if path not in maps and path not in failed]
     pairs += [Pair(load_dataset.name_of(path), path, depth, None, None) for path, depth in maps.items()]
     pairs.sort(key=lambda pair: load_dataset.numeric_order(pair.name))
@@ -109,10 +109,11 @@ def find_photos_to_render(settings, use_depth):
     return pairs, problems
 
 
-def find_missing_maps(settings, photos):
+def find_missing_maps(settings, pairs, photos):
     """Finds the depth maps of photos that have none in depth_dir=: those inside them, or a depth network's.
 
-    Returns {path of a photo: its depth map} and {path of a photo that failed: why}.
+    Returns {path of a photo: its depth map} and {path of a photo that failed: why}. Raises DataError where the network
+    cannot be used, unless there are photos that can be rendered without it, such as `pairs`.
     """
     inside = {path: path for path in photos if settings.depth_dir and embedded_depth.contains(path)}
     others = [path for path in photos if path not in inside]
@@ -121,6 +122,8 @@ def find_missing_maps(settings, photos):
     try:
         made, failed = make_depth_maps(others, settings.depth_model, settings.depth_dir)
     except DataError as error:
+        if not pairs and not inside:
+            raise
         warn(str(error), kind="error")
         return inside, {}
     return inside | made, failed
@@ -150,7 +153,7 @@ def make_depth_maps(photos, model, depth_dir=None):
             del maps[path]
         progress.update(number, path.name)
     progress.clear()
-    print(f"Depth maps: {len(maps)} of {model} in {folder}/")
+    utils.say(f"Depth maps: {len(maps)} of {model} in {folder}/")
     return maps, failed
 
 

@@ -1,5 +1,6 @@
 """tools/check_dataset.py: every damage is found before a training, every file counted, every next command named."""
 
+import os
 import pathlib
 import re
 import shutil
@@ -96,7 +97,8 @@ NO_DEPTH_MAPS = {  # what the line says of it, and how it is made of a photo and
     "has nearly one tone, 128 to 128 of 0 to 255": lambda photo, depth: Image.new("L", depth.size, 128),
     "has nearly one tone, 0 to 1 of 0 to 255": lambda photo, depth: depth.point(lambda value: value // 200),
     "shows in its left half the photo": side_by_side,
-    "is the photo": lambda photo, depth: photo.convert("L").resize(depth.size)}
+    "is the photo": lambda photo, depth: photo.convert("L").resize(depth.size),
+    "is in colours": lambda photo, depth: Image.merge("RGB", [depth, depth.point(lambda value: 255 - value), depth])}
 
 
 @pytest.mark.parametrize("reason", NO_DEPTH_MAPS)
@@ -106,6 +108,13 @@ def test_picture_that_is_no_depth_map_is_named(check, reason):
     done = check()
     assert done.status == 1 and done.err.count("\n") == 1
     assert done.err.startswith(f"error: data/train/original_depth/3.png: {reason}")
+
+
+def test_what_is_no_file_is_named_and_not_waited_for(check):
+    pathlib.Path("data/train/original/3.jpg").unlink()
+    os.mkfifo("data/train/original/3.jpg")
+    done = check()
+    assert done.status == 1 and "original/3.jpg" in done.err
 
 
 def test_inverted_depth_maps_are_said_where_they_are_many(tmp_path, call, monkeypatch):

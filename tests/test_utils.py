@@ -119,6 +119,13 @@ def test_what_a_stream_cannot_show_and_what_would_steer_a_terminal_become_escape
     assert run_python(script("utils.warn('\\x1b]0;a\\x07')"), cwd=tmp_path).err == r"warning: \x1b]0;a\x07" + "\n"
 
 
+def test_list_of_problems_has_a_line_for_each_whatever_their_names(capsys):
+    def main(argv):
+        raise DataError("2 problems\n  a\nb.jpg: damaged\n  c.jpg: missing")
+    assert utils.run(main) == 1
+    assert capsys.readouterr().err == "error: 2 problems\n  a\\nb.jpg: damaged\n  c.jpg: missing\n"
+
+
 @pytest.mark.parametrize("closed, out, err", [("1>&-", "", ERROR), ("2>&-", f"é\n{ERROR}", ""), ("1>&- 2>&-", "", "")])
 def test_a_closed_stream_costs_neither_the_other_ones_lines_nor_the_status(closed, out, err, tmp_path):
     code = script(NAMED)

@@ -205,7 +205,7 @@ def write_preview(sheet, photos, decode):
         mark = Image.Exif()
         mark[SOFTWARE_TAG] = PREVIEW_SOFTWARE
         utils.write_image(sheet, np.vstack(list(rows.values())), {"exif": mark.tobytes()})
-        print(f"Preview: {sheet} shows {', '.join(rows)} beside their depth maps: near must be bright", flush=True)
+        utils.say(f"Preview: {sheet} shows {', '.join(rows)} beside their depth maps: near must be bright")
 
 
 def is_our_preview(path):
