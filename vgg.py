@@ -28,7 +28,7 @@ def load_vgg19(path):
     Raises DataError where the file is missing, unreadable, or not this network.
     """
     if not pathlib.Path(path).is_file():
-        raise DataError(f"{path}: no such file; get VGG-19 from {DOWNLOAD}")
+        raise DataError(f"{path}: no such file; python -m tools.download what=vgg19 fetches it from {DOWNLOAD}")
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):

@@ -16,7 +16,7 @@ import tempfile
 import time
 
 import load_dataset
-from utils import MODELS, DataError, LazyModule, first_line, tf, whole_file
+from utils import MODELS, ORIGINAL, DataError, LazyModule, first_line, tf, whole_file
 
 model = LazyModule("model")
 
@@ -70,8 +70,9 @@ def find_published(prefix):
     """Returns the prefix of the released or the small weights. Raises DataError where they are missing."""
     if exists(prefix):
         return prefix
+    fetch = "; python -m tools.download what=weights fetches them" if prefix == ORIGINAL else " (README)"
     raise DataError(f"{prefix.parent}/ holds no checkpoint: put {prefix.name}.index and "
-                    f"{prefix.name}.data-00000-of-00001 there (README)")
+                    f"{prefix.name}.data-00000-of-00001 there{fetch}")
 
 
 def exists(prefix):

@@ -47,7 +47,7 @@ def find_weights(archive):
         raise DataError(f"{archive}: is no zip file, or damaged ({error})") from None
     names = [utils.ORIGINAL.name + suffix for suffix in checkpoints.SUFFIXES]
     if not set(names) <= set(members):
-        raise DataError(f"{archive}: holds {', '.join(members)}; {' and '.join(names)} must be in it")
+        raise DataError(f"{archive}: holds {', '.join(members)[:300]}; {' and '.join(names)} must be in it")
     return {name: members[name] for name in names}
 
 
