@@ -249,7 +249,7 @@ def train(experiment, worker, vgg_file):
     settings, run, level = experiment.settings, experiment.run, experiment.settings.level
     strategy = updates.choose_strategy(worker)  # before anything is computed
     division = updates.divide_batch(settings.batch_size, settings.micro_batch, strategy, worker)
-    updates.check_agreement(division, experiment.shared_by_workers())
+    updates.check_agreement(division, experiment.shared_by_workers(), run.iteration)
     vgg19 = vgg.load_vgg19(vgg_file) if vgg_file else None  # before the network, because the file may be wrong
     with strategy.scope():
         pynet = build_network(experiment)

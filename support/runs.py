@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from support import checkpoints, training_log, updates
-from support.training_log import attempt
+from support.training_log import write_or_warn
 from utils import MODELS, RESULTS, DataError, UsageError, parse_stored, prepare_folders, say, tf, warn
 
 
@@ -290,7 +290,7 @@ class Saver:
         self.run.losses, self.run.evaluation_due = [], False
         if 0 < self.run.iteration == self.state_iteration and self.experiment.writes:
             path = pathlib.Path(f"{checkpoints.resume_prefix(self.settings.level)}.json")
-            attempt(checkpoints.write_json, path, self._notes())
+            write_or_warn(checkpoints.write_json, path, self._notes())
 
     def next_batch(self, batches, log):
         """Returns the next batch, measured by the log. Saves the state where it cannot be had; errors go on."""
@@ -329,7 +329,7 @@ class Saver:
         if not self.experiment.writes:
             self.state_iteration = self.run.iteration  # as the first worker has it
         else:
-            written = [attempt(write) for write in writers]  # the state also where the weights could not be
+            written = [write_or_warn(write) for write in writers]  # the state also where the weights could not be
             self.failed = not all(written)
 
     def _write_weights(self):

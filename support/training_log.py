@@ -175,7 +175,7 @@ def commit():
     return done.stdout.strip() or "unknown"
 
 
-def attempt(action, *arguments):
+def write_or_warn(action, *arguments):
     """Calls action(*arguments). Where that cannot write, warns and returns False: the training goes on."""
     try:
         action(*arguments)
@@ -201,7 +201,7 @@ class TrainingLog:
             self._heading = (f"# {datetime.datetime.now():%Y-%m-%d %H:%M:%S} | level={experiment.settings.level} "
                              f"{arguments} | {start} | {counts['training']} training, {counts['test']} test photos")
             self._log_end = None
-            attempt(self._add_to_log)
+            write_or_warn(self._add_to_log)
 
     def _add_to_log(self, line=""):
         self._log_end = append_to_log(self._heading, line, self._log_end)
@@ -227,11 +227,12 @@ class TrainingLog:
             scalars["speed/iterations_per_second"] = self._batches / (time.monotonic() - self._started)
             scalars["speed/seconds_waiting_for_data"] = self._waited
         for index, crop in enumerate(crops):
-            attempt(utils.write_image, RESULTS / f"pynet_img_{index}_level_{level}_iter_{run.iteration}.jpg", crop)
+            path = RESULTS / f"pynet_img_{index}_level_{level}_iter_{run.iteration}.jpg"
+            write_or_warn(utils.write_image, path, crop)
         line = log_line(run.iteration, run.losses, test)
         say(line)
-        attempt(self._add_to_log, line)
-        attempt(write_curves, level, run, test, crops, scalars)
+        write_or_warn(self._add_to_log, line)
+        write_or_warn(write_curves, level, run, test, crops, scalars)
         if run.checkpoints:  # before, the card is that of an earlier run
-            attempt(write_card, self.experiment, test)
+            write_or_warn(write_card, self.experiment, test)
         self._restart_clock()

@@ -62,10 +62,12 @@ def choose_strategy(worker=ONLY_WORKER):
     return tf.distribute.MirroredStrategy() if several else tf.distribute.get_strategy()
 
 
-def check_agreement(division, text):
+def check_agreement(division, text, iteration):
     """Raises DataError unless all workers have the same text, which says what they are about to train."""
     digest = int.from_bytes(hashlib.sha256(text.encode(errors="surrogateescape")).digest()[:7], "big")
-    if len(set(_of_all_workers(division, digest))) > 1:
+    with _naming_lost_worker(division, iteration):
+        digests = _of_all_workers(division, digest)
+    if len(set(digests)) > 1:
         raise DataError("the workers do not have the same arguments, photos and checkpoints: give all of them the same "
                         "arguments, and copies of (or one shared) models/ and data set")
 

@@ -233,12 +233,12 @@ def test_workers_that_would_not_train_the_same_are_told_so():
             gather=lambda own, axis: tf.concat([own, *others], axis))
         return updates.divide_batch(2, None, strategy, updates.Worker(0, 2)), numbers
 
-    updates.check_agreement(updates.divide_batch(1), "a")
+    updates.check_agreement(updates.divide_batch(1), "a", 0)
     division, numbers = gathered([])
-    updates.check_agreement(division, "a")
-    updates.check_agreement(gathered(numbers)[0], "a")
+    updates.check_agreement(division, "a", 0)
+    updates.check_agreement(gathered(numbers)[0], "a", 0)
     with pytest.raises(DataError, match="the workers do not have the same arguments, photos and checkpoints"):
-        updates.check_agreement(gathered(numbers)[0], "b")
+        updates.check_agreement(gathered(numbers)[0], "b", 0)
     assert updates.told_to_stop(gathered([[15]])[0], None, 1) == 15, "another worker got a signal"
     assert updates.told_to_stop(gathered([[0]])[0], None, 1) == 0
 
