@@ -21,7 +21,17 @@ from PIL import Image
 
 import load_dataset
 import utils
-from support import checkpoints, depth_networks, detail, devices, image_metrics, own_photos, results_page, training_log
+from support import (
+    checkpoints,
+    dataset_files,
+    depth_networks,
+    detail,
+    devices,
+    image_metrics,
+    own_photos,
+    results_page,
+    training_log,
+)
 from utils import DataError, Parameter, UsageError, tf
 
 BORDER = 32  # pixels cut off on every side before the metrics
@@ -82,8 +92,8 @@ def check_arguments(settings):
     if settings.depth_dir and os.path.realpath(settings.images_dir) == os.path.realpath(settings.depth_dir):
         raise UsageError(f"depth_dir={settings.depth_dir}: is where the photos are; give the folder of the depth maps")
     folder, split = settings.dataset_dir, "train" if settings.val_size else "test"
-    if not settings.images_dir and not os.path.isdir(os.path.join(folder, split)):
-        raise DataError(f"{folder}: no such folder, or no {split}/ in it; images_dir=FOLDER renders your own photos")
+    if not settings.images_dir and not dataset_files.list_files(folder, split, kind=None)[0]["photo"]:
+        raise DataError(f"{folder}: no such folder, or no photos in {split}/; images_dir=FOLDER renders your own")
 
 
 def check_weights(settings):
@@ -108,7 +118,7 @@ def find_weights(settings):
 
 def find_test_photos(settings, use_depth):
     """Returns (pairs of the data set, []), without targets where the level is too small to be measured."""
-    pairs = load_dataset.find_test_photos(settings.dataset_dir, use_depth, settings.val_size)
+    pairs = dataset_files.find_test_photos(settings.dataset_dir, use_depth, settings.val_size)
     if settings.level not in LEVELS_WITH_METRICS:
         print(f"Level {settings.level} renders at 1/{2 ** (settings.level - 1)} of the photo's size, "
               "which is too small for SSIM and MS-SSIM: no metrics")

@@ -14,7 +14,7 @@ from PIL import Image
 
 import load_dataset
 import utils
-from support import checkpoints, devices, image_metrics, runs, starts, training_log, updates
+from support import checkpoints, dataset_files, devices, image_metrics, runs, starts, training_log, updates
 from utils import DataError, LazyModule, Parameter, UsageError, tf
 
 model, vgg = LazyModule("model"), LazyModule("vgg")  # which import TensorFlow
@@ -50,6 +50,8 @@ PARAMETERS = (
     Parameter("vgg_dir", str, "vgg_pretrained/imagenet-vgg-verydeep-19.mat",
               "VGG-19 file for the content loss; none trains level 1 without it"),
     Parameter("dataset_dir", str, "ebb_dataset/", "folder with train/ and test/"),
+    Parameter("cache_dir", str, None, "folder for decoded pictures, read several times as fast (EBB!: 30 GB)",
+              default_text="none"),
     Parameter("val_size", int, 0, "pairs at the end of train/ to test on, instead of test/", minimum=0),
     Parameter("use_depth", bool, True, "use depth maps; chosen at level 7, inherited by later levels"),
     Parameter("resume", bool, False, "continue the level's stopped run, with its settings"),
@@ -192,8 +194,8 @@ def main(argv):
             utils.say(f"Level {settings.level} has {start.run.iteration} iterations; a larger num_train_iters= "
                       "continues it")
             return 0
-        pairs = load_dataset.find_training_set(settings.dataset_dir, settings.use_depth, settings.patch_size,
-                                               settings.val_size)
+        pairs = dataset_files.find_training_set(settings.dataset_dir, settings.use_depth, settings.patch_size,
+                                                settings.val_size)
         code = {"commit": training_log.commit(), "loss_weights": str(LOSS_WEIGHTS[settings.level])}
         experiment = runs.Experiment(settings, start, *pairs, code, writes=worker.index == 0)
         experiment.say_start()
@@ -347,7 +349,7 @@ def evaluate(evaluation_step, experiment, damaged, piece, stop):
     totals, count, crops = {}, 0, []
     settings = experiment.settings
     for batch in load_dataset.test_batches(experiment.test_pairs, settings.level, settings.batch_size,
-                                           settings.patch_size, damaged):
+                                           settings.patch_size, damaged, settings.cache_dir):
         if stop.received:
             return None
         means, outputs = evaluate_batch(evaluation_step, batch, piece)

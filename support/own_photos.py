@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 import load_dataset
 import utils
 from load_dataset import Pair, size_text
-from support import depth_networks, embedded_depth
+from support import dataset_files, depth_networks, embedded_depth
 from support.depth_networks import OUTPUTS, PERCENTILES
 from support.embedded_depth import ORIENTATION
 from utils import DataError, warn
@@ -77,8 +77,8 @@ def _find_files(place, suffixes):
     if not place.exists():
         raise DataError(f"{place}: no such file or folder")
     if place.is_file():
-        return {load_dataset.name_of(place): place} if place.suffix.lower() in suffixes else {}, []
-    files, left_out = load_dataset.images_by_name(place, suffixes)
+        return {dataset_files.name_of(place): place} if place.suffix.lower() in suffixes else {}, []
+    files, left_out = dataset_files.images_by_name(place, suffixes)
     return files, [f"{path}: {reason}" for path, reason in left_out.items()]
 
 
@@ -91,12 +91,12 @@ def find_photos_to_render(settings, use_depth):
     pairs, without_depth = find_pairs(images_dir, depth_dir, use_depth)
     maps, failed = find_missing_maps(settings, pairs, without_depth) if without_depth else ({}, {})
     without_depth = [path for path in without_depth if path not in maps and path not in failed]
-    pairs += [Pair(load_dataset.name_of(path), path, depth, None, None) for path, depth in maps.items()]
-    pairs.sort(key=lambda pair: load_dataset.numeric_order(pair.name))
+    pairs += [Pair(dataset_files.name_of(path), path, depth, None, None) for path, depth in maps.items()]
+    pairs.sort(key=lambda pair: dataset_files.numeric_order(pair.name))
     place = f"in {depth_dir}" if depth_dir else "inside, and depth_dir=FOLDER is not given"
     used, files = {pair.map for pair in pairs}, pathlib.Path(depth_dir or images_dir).glob("[!.]*")
     others = [path.name for path in sorted(files) if depth_dir and path not in used]
-    problems = [f"{path}: has no depth map {place}{load_dataset.nearest(path.stem, others)}; "
+    problems = [f"{path}: has no depth map {place}{dataset_files.nearest(path.stem, others)}; "
                 "python -m tools.make_depth_maps makes it" for path in without_depth]
     problems += [*failed.values(), *_find_files(images_dir, SUFFIXES)[1]]
     if not pairs:
@@ -141,7 +141,7 @@ def make_depth_maps(photos, model, depth_dir=None):
     maps = {}
     for path in photos:
         checksum = "" if depth_dir else "_" + hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-        maps[path] = folder / f"{load_dataset.name_of(path)}{checksum}.png"
+        maps[path] = folder / f"{dataset_files.name_of(path)}{checksum}.png"
     missing, failed = [path for path in photos if not maps[path].is_file()], {}
     to_depth = depth_networks.open_network(model) if missing else None
     progress = utils.ProgressLine(0, len(missing), "depth maps:")

@@ -138,7 +138,7 @@ def training_batches(division, pairs, settings, first):
     """Yields this worker's images of the batches from iteration `first` on, as `load_dataset.training_batches` does."""
     return load_dataset.training_batches(pairs, settings.level, settings.batch_size, settings.train_size, first,
                                          settings.num_train_iters, settings.seed, settings.patch_size,
-                                         division.indices)
+                                         division.indices, settings.cache_dir)
 
 
 # One update ----------------------------------------------------------------------------------------------------------

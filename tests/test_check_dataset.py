@@ -13,9 +13,9 @@ import tensorflow as tf
 from PIL import Image
 from test_readme import README, python_commands
 
-import load_dataset
 import test_model
 import train_model
+from support import dataset_files
 from tools import check_dataset, make_depth_maps, make_scenes, plot_logs
 from utils import DataError
 
@@ -244,7 +244,7 @@ def test_commands_that_repair_the_folders_of_an_extracted_data_set_are_named(che
 
 def test_training_on_such_a_folder_names_this_tool(tmp_path):
     with pytest.raises(DataError, match="python -m tools.check_dataset, with the same dataset_dir="):
-        load_dataset.find_training_set(tmp_path / "my data")
+        dataset_files.find_training_set(tmp_path / "my data")
 
 
 def test_endings_in_capitals_and_png_targets_are_as_good(check, tmp_path):
@@ -255,7 +255,7 @@ def test_endings_in_capitals_and_png_targets_are_as_good(check, tmp_path):
         path.unlink()
     done = check()
     assert (done.status, done.err) == (0, "") and "train: 6 photos, 6 depth maps, 6 targets\n" in done.out
-    train, test = load_dataset.find_training_set("data", patch_size=192)
+    train, test = dataset_files.find_training_set("data", patch_size=192)
     assert (len(train), len(test), train[0].photo.name, train[0].bokeh.name) == (6, 2, "0.JPG", "0.PNG")
 
 

@@ -25,7 +25,7 @@ DEFAULTS = {  # as the help text shows them
         "eval_step": "1000", "learning_rate": "5e-05", "restore_iter": "last saved",
         "num_train_iters": "5000, 5000, 20000, 20000, 30000, 80000, 100000 for levels 7 ... 1",
         "vgg_dir": "vgg_pretrained/imagenet-vgg-verydeep-19.mat", "dataset_dir": "ebb_dataset/", "val_size": "0",
-        "use_depth": "true", "resume": "false", "seed": "0", "max_to_keep": "100"},
+        "cache_dir": "none", "use_depth": "true", "resume": "false", "seed": "0", "max_to_keep": "100"},
     "test_model.py": {
         "level": "1", "orig": "false", "restore_iter": "last saved", "use_gpu": "true", "precision": "float32",
         "dataset_dir": "ebb_dataset/", "val_size": "0", "small": "false", "images_dir": "none",

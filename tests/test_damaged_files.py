@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import load_dataset
+from support import dataset_files
 from utils import DataError
 
 P = 64  # patch_size
@@ -42,7 +43,7 @@ def data(sound, tmp_path):
 
 
 def survey(folder):
-    return load_dataset.survey(folder, "train", for_training=True, patch_size=P)
+    return dataset_files.survey(folder, "train", for_training=True, patch_size=P)
 
 
 def load_patch(pair):

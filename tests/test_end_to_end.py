@@ -23,7 +23,7 @@ import test_model
 import train_model
 import utils
 import vgg
-from support import checkpoints, starts, training_log, updates
+from support import checkpoints, dataset_files, starts, training_log, updates
 from tools import export_model
 
 PATCH_SIZE = 64
@@ -216,7 +216,7 @@ def level_6_on_test_patches(runs, pynet_and_start, small_dataset):
     """[(inputs, outputs, targets)] for the batches of the test photos, with the weights that level 6 ended with."""
     assign(pynet_and_start[0], runs["weights"][6, 1])
     network = model.network_for_level(pynet_and_start[0], 6)
-    _, pairs = load_dataset.find_training_set(small_dataset, patch_size=PATCH_SIZE)
+    _, pairs = dataset_files.find_training_set(small_dataset, patch_size=PATCH_SIZE)
     batches = [(batch.inputs, network(np.float32(batch.inputs) / 255).numpy(), np.float32(batch.targets) / 255)
                for batch in load_dataset.test_batches(pairs, 6, BATCH_SIZE, PATCH_SIZE)]
     assert [len(inputs) for inputs, _, _ in batches] == [2, 1]

@@ -1,4 +1,4 @@
-"""load_dataset.py: what one training pair looks like, in which order pairs come, which files belong together.
+"""load_dataset.py: what one training pair looks like, in which order pairs come.
 
 Photos made here are random noise, so that every pixel counts, and small, for patches of 64 pixels. They are PNGs, so
 that no JPEG decoder stands between them and the numbers.
@@ -18,7 +18,7 @@ from PIL import Image
 
 import load_dataset
 from load_dataset import Pair
-from utils import DataError
+from support import dataset_files
 
 LEVELS = range(1, 8)
 P = 64  # patch_size of most tests
@@ -47,7 +47,7 @@ def bicubic(image, width, height):
 
 
 def training_pairs(folder, patch_size=P):
-    pairs, problems = load_dataset.survey(folder, "train", for_training=True, patch_size=patch_size)
+    pairs, problems = dataset_files.survey(folder, "train", for_training=True, patch_size=patch_size)
     assert not problems
     return pairs
 
@@ -219,7 +219,7 @@ def pairs_without_files(count):
 @pytest.fixture
 def no_decoding(monkeypatch):
     """Patches that tell what was loaded: every pixel is (number of the photo, left, top, level) mod 256."""
-    def load_patch(pair, level, left, top, patch_size):
+    def load_patch(pair, level, left, top, patch_size, cache_dir):
         values = np.array([int(pair.name), left, top, level]).astype(np.uint8)
         return np.tile(values, (2, 2, 1)), np.tile(values[:3], (2, 2, 1))
     monkeypatch.setattr(load_dataset, "load_patch", load_patch)
@@ -237,7 +237,7 @@ def names(pairs, batch_size, train_size, first, last):
 def test_photos_places_turns_and_flips_are_those_that_a_seed_has_always_given(
         monkeypatch, level, iteration, seed, batch_size, train_size, expected):
     """So that a run can be repeated. Expected are photo, column, and the order of four pixels after turns and flip."""
-    def load_patch(pair, level, left, top, patch_size):
+    def load_patch(pair, level, left, top, patch_size, cache_dir):
         return np.repeat(np.uint8([[[0], [1]], [[2], [3]]]), 4, 2), np.full((2, 2, 3), left, np.uint8)
     monkeypatch.setattr(load_dataset, "load_patch", load_patch)
     pairs = pairs_without_files(40)
@@ -367,185 +367,65 @@ def test_memory_holds_a_few_batches_whatever_the_train_size(monkeypatch, train_s
     assert 0 < most[0] <= 2 * batch_size + load_dataset.processors() + 1
 
 
-# Which files belong together -----------------------------------------------------------------------------------------
+# Decoded pictures that are kept --------------------------------------------------------------------------------------
 
 
-BLACK, BLACK_DEPTH = np.zeros((2 * P, 2 * P, 3), np.uint8), np.zeros((P, P), np.uint8)
+def patches(pairs, cache_dir, level):
+    return [load_dataset.load_patch(pair, level, left, top, P, cache_dir)
+            for pair in pairs for left, top in ((0, 0), (2, 3))]
 
 
-def write_split(folder, *numbers, suffixes=(".jpg", ".png", ".jpg")):
-    for number in numbers:
-        save_pair(folder, str(number), BLACK, BLACK_DEPTH, BLACK, suffixes)
-    return folder
+@pytest.fixture
+def pairs_of_all_shapes(tmp_path):
+    for number, (width, height) in enumerate([(200, 160), (171, 140), (160, 200)]):
+        save_pair(tmp_path / "data/train", str(number), noise(width, height, 3), noise(width // 2, height // 2),
+                  noise(width, height, 3, seed=1))
+    return training_pairs(tmp_path / "data")
 
 
-def names_of(pairs):
-    return [pair.name for pair in pairs]
+def assert_same(found, expected):
+    for (patch, target), (expected_patch, expected_target) in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(patch, expected_patch)
+        np.testing.assert_array_equal(target, expected_target)
 
 
-def test_pairs_are_in_numeric_order_with_their_files_and_sizes(tmp_path):
-    folder = write_split(tmp_path / "train", 10, 9, 100, 1)
-    pairs = training_pairs(tmp_path)
-    assert names_of(pairs) == ["1", "9", "10", "100"]
-    assert pairs[1] == Pair("9", folder / "original/9.jpg", folder / "original_depth/9.png", folder / "bokeh/9.jpg",
-                            (2 * P, 2 * P))
+@pytest.mark.parametrize("level", [7, 3, 1])
+def test_patches_of_kept_arrays_are_the_same_and_nothing_is_decoded_twice(pairs_of_all_shapes, tmp_path, level,
+                                                                          monkeypatch):
+    expected = patches(pairs_of_all_shapes, None, level)
+    assert_same(patches(pairs_of_all_shapes, tmp_path / "new/cache", level), expected)
+    assert sorted(path.suffix for path in (tmp_path / "new/cache").iterdir()) == [".npy"] * 6
+    monkeypatch.setattr(load_dataset, "read_image", None)
+    assert_same(patches(pairs_of_all_shapes, tmp_path / "new/cache", level), expected)
 
 
-def test_files_belong_together_by_name_whatever_their_suffix_and_others_are_ignored(tmp_path):
-    kinds = [(".JPG", ".png", ".jpeg"), (".jpeg", ".PNG", ".png"), (".png", ".jpg", ".JPEG")]
-    for number, suffixes in enumerate(kinds):
-        write_split(tmp_path / "train", number, suffixes=suffixes)
-    for name in ("Thumbs.db", ".DS_Store", "._1.jpg", "readme.txt"):
-        (tmp_path / "train" / "original" / name).write_bytes(b"x")
-    found = [tuple(path.name for path in pair[1:4]) for pair in training_pairs(tmp_path)]
-    assert found == [tuple(f"{number}{suffix}" for suffix in suffixes) for number, suffixes in enumerate(kinds)]
+def test_arrays_that_are_cut_off_or_of_replaced_files_are_made_anew(pairs_of_all_shapes, tmp_path):
+    pairs, cache = pairs_of_all_shapes, tmp_path / "cache"
+    expected = patches(pairs, cache, 1)
+    for number, array in enumerate(sorted(cache.iterdir())):
+        os.truncate(array, (0, 50, 3000)[number % 3])
+    assert_same(patches(pairs, cache, 1), expected)
+    assert all(np.load(array).size for array in cache.iterdir())
+    save_image(pairs[0].photo, noise(200, 160, 3, seed=7))
+    save_image(pairs[1].map, noise(85, 70, seed=8))
+    assert_same(patches(pairs, cache, 1), patches(pairs, None, 1))
 
 
-@pytest.mark.parametrize("as_given", ["{}", "{}/"])
-def test_dataset_folder_is_taken_with_and_without_the_closing_slash(tmp_path, as_given):
-    write_split(tmp_path / "train", 1, 2)
-    write_split(tmp_path / "test", 3)
-    train, test = load_dataset.find_training_set(as_given.format(tmp_path), patch_size=P)
-    assert (names_of(train), names_of(test)) == (["1", "2"], ["3"])
+def test_full_disk_is_said_once_and_the_patches_come_all_the_same(pairs_of_all_shapes, tmp_path, monkeypatch, capsys):
+    def full(path, array):
+        with open(path, "wb") as file:
+            file.write(b"half")
+        raise OSError("8 requested and 4 written")
+    expected = patches(pairs_of_all_shapes, None, 3)
+    monkeypatch.setattr(np, "save", full)
+    assert_same(patches(pairs_of_all_shapes, tmp_path / "cache", 3), expected)
+    assert capsys.readouterr().err.count("cache: is full or cannot be written") == 1
+    assert not list((tmp_path / "cache").iterdir())
 
 
-def test_val_size_takes_the_last_pairs_of_train_in_numeric_order_instead_of_test(tmp_path):
-    write_split(tmp_path / "train", *range(8, 13))
-    for photos in (write_split, lambda *_: None):
-        train, test = load_dataset.find_training_set(tmp_path, patch_size=P, val_size=2)
-        assert (names_of(train), names_of(test)) == (["8", "9", "10"], ["11", "12"])
-        assert load_dataset.find_test_photos(tmp_path, val_size=2) == test
-        photos(tmp_path / "test", 1)
-
-
-@pytest.mark.parametrize("find", [load_dataset.find_training_set, load_dataset.find_test_photos])
-def test_val_size_must_leave_pairs_to_train_with(tmp_path, find):
-    write_split(tmp_path / "train", 1, 2, 3)
-    patches = {"patch_size": P} if find == load_dataset.find_training_set else {}
-    with pytest.raises(DataError, match="val_size=3: must be less than the 3 pairs"):
-        find(tmp_path, val_size=3, **patches)
-
-
-def test_without_test_targets_the_tool_that_says_what_to_do_is_named(tmp_path):
-    write_split(tmp_path / "train", 1, 2)
-    save_pair(tmp_path / "test", "1", BLACK, BLACK_DEPTH)
-    with pytest.raises(DataError, match="test/bokeh: no such folder(.|\n)*python -m tools.check_dataset"):
-        load_dataset.find_training_set(tmp_path, patch_size=P)
-
-
-def test_val_size_takes_whole_pairs_to_render_too(tmp_path):
-    write_split(tmp_path / "train", 1, 2, 3)
-    (tmp_path / "train/bokeh/3.jpg").unlink()
-    with pytest.raises(DataError, match="train/bokeh/3: no .jpg or .png of this name"):
-        load_dataset.find_test_photos(tmp_path, val_size=1)
-
-
-def test_photos_to_render_need_no_target_and_may_have_any_size(tmp_path):
-    save_pair(tmp_path / "test", "1", noise(131, 97, 3), noise(65, 48))
-    assert [pair.bokeh for pair in load_dataset.find_test_photos(tmp_path)] == [None]
-    write_split(tmp_path / "test", 2)
-    pairs = load_dataset.find_test_photos(tmp_path)
-    assert [(pair.name, pair.size, pair.bokeh is None) for pair in pairs] == [
-        ("1", (131, 97), True), ("2", (2 * P, 2 * P), False)]
-
-
-def test_without_depth_no_depth_maps_are_looked_for(tmp_path):
-    save_pair(tmp_path / "test", "1", BLACK, None, BLACK)
-    assert [pair.map for pair in load_dataset.find_test_photos(tmp_path, use_depth=False)] == [None]
-    pairs, problems = load_dataset.survey(tmp_path, "test", for_training=True, kind=None, patch_size=P)
-    assert [pair.map for pair in pairs] == [None] and not problems
-    with pytest.raises(DataError, match="original_depth: no such folder(.|\n)*python -m tools.check_dataset"):
-        load_dataset.find_test_photos(tmp_path)
-
-
-def test_kind_of_map_follows_from_the_folder_that_a_data_set_has(tmp_path):
-    folder = write_split(tmp_path / "train", 1, 2)
-    write_split(tmp_path / "test", 3)
-    for split in (folder, tmp_path / "test"):
-        (split / "original_depth").rename(split / "original_focus")
-    train, test = load_dataset.find_training_set(tmp_path, patch_size=P)
-    assert [pair.kind for pair in train + test] == ["focus"] * 3 and train[0].map == folder / "original_focus/1.png"
-    assert load_dataset.load_input(train[0]).shape == (P, P, load_dataset.input_channels("focus"))
-    assert load_dataset.find_test_photos(tmp_path)[0].kind == "focus"
-    (folder / "original_focus/2.png").unlink()
-    with pytest.raises(DataError, match="original_focus/2: no .jpg or .png of this name"):
-        load_dataset.find_training_set(tmp_path, patch_size=P)
-
-
-def test_two_kinds_of_maps_in_a_data_set_are_named_in_one_line(tmp_path):
-    write_split(tmp_path / "train", 1, 2)
-    (tmp_path / "test/original_focus").mkdir(parents=True)
-    for find in (load_dataset.find_training_set, load_dataset.find_test_photos):
-        with pytest.raises(DataError, match="^.*original_depth and .*test/original_focus: .* remove one of them$"):
-            find(tmp_path)
-    assert load_dataset.find_training_set(tmp_path, use_depth=False, patch_size=P, val_size=1)[1][0].kind is None
-
-
-# Files that are not right --------------------------------------------------------------------------------------------
-
-
-def black(mode, width, height):
-    return Image.new(mode, (width, height))
-
-
-PROBLEMS = {  # what photo {n} gets instead of its files -> the words of its one line among the problems
-    "no depth map": ({"original_depth/{n}.png": None}, "original_depth/{n}: no .jpg or .png of this name"),
-    "no target": ({"bokeh/{n}.jpg": None}, "bokeh/{n}: no .jpg or .png of this name"),
-    "no photo": ({"original/{n}.jpg": None}, "original/{n}: no .jpg or .png of this name"),
-    "target of another size": ({"bokeh/{n}.jpg": black("RGB", 128, 130)},
-                               "bokeh/{n}.jpg: is 128 x 130, must be 128 x 128"),
-    "depth map of full size": ({"original_depth/{n}.png": black("L", 128, 128)},
-                               "original_depth/{n}.png: is 128 x 128, must be 64 x 64"),
-    "too small": ({"original/{n}.jpg": black("RGB", 128, 126), "original_depth/{n}.png": black("L", 64, 63),
-                   "bokeh/{n}.jpg": black("RGB", 128, 126)},
-                  "original/{n}.jpg: is 128 x 126, must be 128 x 128 or more"),
-    "no image": ({"original/{n}.jpg": b"<html>"}, "original/{n}.jpg: is damaged (cannot identify image file"),
-    "empty file": ({"bokeh/{n}.jpg": b""}, "bokeh/{n}.jpg: is damaged (cannot identify image file"),
-    "depth map of 16 bits": ({"original_depth/{n}.png": black("I;16", 64, 64)},
-                             "original_depth/{n}.png: has the pixel format I;16; convert it to 8-bit grey"),
-    "CMYK photo": ({"original/{n}.jpg": black("CMYK", 128, 128)},
-                   "original/{n}.jpg: has the pixel format CMYK; convert it to 8-bit RGB"),
-}
-
-
-def cause(problem, folder, number):
-    for file, content in PROBLEMS[problem][0].items():
-        path = folder / file.format(n=number)
-        path.unlink()
-        if isinstance(content, bytes):
-            path.write_bytes(content)
-        elif content:
-            save_image(path, content)
-
-
-def test_all_problems_are_found_by_the_headers_and_listed_with_their_files(tmp_path):
-    folder = write_split(tmp_path / "train", *range(len(PROBLEMS) + 2))
-    write_split(tmp_path / "test", 1)
-    for number, problem in enumerate(PROBLEMS):
-        cause(problem, folder, number)
-    twice = len(PROBLEMS)
-    save_image(folder / f"original/{twice}.png", BLACK)
-    with pytest.raises(DataError) as error:
-        load_dataset.find_training_set(tmp_path, patch_size=P)
-    first, *lines = str(error.value).splitlines()
-    expected = [words.format(n=number) for number, (_, words) in enumerate(PROBLEMS.values())]
-    expected.append(f"original/{twice}.png: has the same name as {twice}.jpg; keep one")
-    for words in expected:
-        assert sum(f"train/{words}" in line for line in lines) == 1, words
-    assert first == f"{len(expected)} problems with the data set" and len(lines) == len(expected) + 1
-
-
-@pytest.mark.parametrize("missing", FOLDERS)
-def test_missing_or_empty_folder_is_named(tmp_path, missing):
-    folder = write_split(tmp_path / "train", 1) / missing
-    next(folder.iterdir()).unlink()
-    for _ in range(2):
-        pairs, problems = load_dataset.survey(tmp_path, "train", for_training=True, patch_size=P)
-        assert not pairs and problems == [f"{folder}: no such folder, or no .jpg or .png in it"]
-        folder.rmdir() if folder.exists() else None
-
-
-def test_missing_data_set_is_named(tmp_path):
-    for find in (load_dataset.find_training_set, load_dataset.find_test_photos):
-        with pytest.raises(DataError, match="nowhere"):
-            find(tmp_path / "nowhere")
+def test_batches_take_kept_arrays(pairs_of_all_shapes, tmp_path):
+    batches = [list(load_dataset.training_batches(pairs_of_all_shapes, 2, 2, 3, 1, 3, 0, P, cache_dir=cache))
+               + list(load_dataset.test_batches(pairs_of_all_shapes, 2, 2, P, cache_dir=cache))
+               for cache in (None, tmp_path / "cache")]
+    assert_same([batch[:2] for batch in batches[1]], [batch[:2] for batch in batches[0]])
+    assert len(list((tmp_path / "cache").iterdir())) == 6

@@ -16,7 +16,7 @@ from PIL import Image
 
 import load_dataset
 import utils
-from support import devices
+from support import dataset_files, devices
 from tools import make_depth_maps
 
 
@@ -202,7 +202,7 @@ def test_data_set_gets_maps_that_testing_accepts(network_file, call, tmp_path):
     done = call(make_depth_maps, f"model={network_file('copy')}", f"dataset_dir={tmp_path}")
     assert (done.status, done.err) == (0, "")
     assert maps_in(tmp_path / "train" / "original_depth") == {"1.png", "2.png"}
-    [pair] = load_dataset.find_test_photos(tmp_path)
+    [pair] = dataset_files.find_test_photos(tmp_path)
     assert load_dataset.load_input(pair).shape == (48, 65, 4)
 
 
@@ -213,7 +213,7 @@ def test_map_lies_as_training_reads_the_photo_which_does_not_turn_it(network_fil
     (tmp_path / "test" / "original").mkdir(parents=True)
     Image.fromarray(stored).save(tmp_path / "test" / "original" / "1.jpg", quality=95, subsampling=0, exif=exif)
     assert call(make_depth_maps, f"model={network_file('copy')}", f"dataset_dir={tmp_path}").status == 0
-    [pair] = load_dataset.find_test_photos(tmp_path)
+    [pair] = dataset_files.find_test_photos(tmp_path)
     np.testing.assert_allclose(load_dataset.load_input(pair)[..., 3], expected_map(stored), rtol=0, atol=6)
 
 

@@ -12,7 +12,7 @@ import scipy.ndimage
 from conftest import REPOSITORY
 from PIL import Image
 
-import load_dataset
+from support import dataset_files
 from tools import make_scenes, scene_textures, thin_lens
 from tools.thin_lens import Layer, Lens, confusion_diameter, expose
 from utils import DataError
@@ -43,7 +43,7 @@ def distance_of_disc(diameter, size=SIZE):
 
 def test_data_set_has_ebbs_folders_formats_and_sizes(tmp_path):
     make_scenes.write_dataset(tmp_path, 1, 1, size=(1025, 1024))
-    pairs = load_dataset.find_training_set(tmp_path)[0] + load_dataset.find_test_photos(tmp_path)
+    pairs = dataset_files.find_training_set(tmp_path)[0] + dataset_files.find_test_photos(tmp_path)
     assert [(pair.name, pair.size) for pair in pairs] == 2 * [("0", (1025, 1024))]
     assert all([path.suffix for path in pair[1:4]] == [".jpg", ".png", ".jpg"] for pair in pairs)
     with Image.open(tmp_path / "train" / "original_depth" / "0.png") as depth:

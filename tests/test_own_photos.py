@@ -22,7 +22,7 @@ import load_dataset
 import model
 import test_model
 import utils
-from support import checkpoints, depth_networks, devices, embedded_depth, own_photos
+from support import checkpoints, dataset_files, depth_networks, devices, embedded_depth, own_photos
 from utils import DataError
 
 SIZE = WIDTH, HEIGHT = 96, 80
@@ -393,7 +393,7 @@ def write_photo(folder, name, size=SIZE):
 @pytest.mark.parametrize("use_depth", [True, False])
 def test_photo_gives_the_input_that_it_gives_as_a_part_of_the_data_set(tmp_path, size, use_depth):
     pair = write_photo(tmp_path / "test", "1", size)
-    [in_data_set] = load_dataset.find_test_photos(tmp_path, use_depth)
+    [in_data_set] = dataset_files.find_test_photos(tmp_path, use_depth)
     array, found_size, photo = own_photos.load_input(pair if use_depth else pair._replace(map=None, kind=None))
     np.testing.assert_array_equal(array, load_dataset.load_input(in_data_set))
     assert found_size == size and array.shape[2] == 3 + use_depth and photo.info == {}

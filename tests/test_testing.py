@@ -288,7 +288,7 @@ def test_empty_data_set_is_answered_with_the_argument_for_own_photos(workplace, 
     link_checkpoint(checkpoint, utils.ORIGINAL)
     done = call(test_model, "orig=true")
     assert done.status == 1
-    assert re.fullmatch("error: ebb_dataset/: no such folder, or no test/ in it; images_dir=FOLDER .*\n", done.err)
+    assert re.fullmatch("error: ebb_dataset/: no such folder, or no photos in test/; images_dir=FOLDER .*\n", done.err)
 
 
 def test_val_size_takes_the_last_pairs_of_train(place_with, call, white_network):
@@ -323,7 +323,8 @@ def test_gpus_memory_is_taken_as_needed_and_use_gpu_false_hides_it(monkeypatch, 
     visible = []
     config = types.SimpleNamespace(list_physical_devices=lambda kind=None: [gpu], experimental=experimental,
                                    set_visible_devices=lambda *arguments: visible.append(arguments))
-    monkeypatch.setitem(sys.modules, "tensorflow", types.SimpleNamespace(config=config))
+    keras = types.SimpleNamespace(config=types.SimpleNamespace(set_image_data_format=str, set_floatx=str))
+    monkeypatch.setitem(sys.modules, "tensorflow", types.SimpleNamespace(config=config, keras=keras))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     devices.start_tensorflow(use_gpu)
     assert grows == ([(gpu, True)] if use_gpu else []) and capsys.readouterr().out == says

@@ -29,7 +29,7 @@ import load_dataset
 import test_model
 import train_model
 import utils
-from support import checkpoints, devices, updates
+from support import checkpoints, dataset_files, devices, updates
 from tools import make_scenes
 from utils import LazyModule, Parameter, tf
 
@@ -184,7 +184,7 @@ def reading(level, dataset_dir):
 
     In turns with it, the same by plain calls of Pillow in one thread, which is how the original reads.
     """
-    pairs = load_dataset.find_training_set(dataset_dir)[0]
+    pairs = dataset_files.find_training_set(dataset_dir)[0]
 
     def read():
         for _ in load_dataset.training_batches(pairs, level, 1, train_size=len(pairs), first=1, last=DATA_PAIRS):

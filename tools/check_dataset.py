@@ -15,6 +15,7 @@ from PIL import Image, ImageFilter
 
 import load_dataset
 import utils
+from support import dataset_files
 from tools import make_depth_maps
 from utils import DataError, Parameter
 
@@ -54,10 +55,10 @@ def main(argv):
 
 def check_split(settings, split):
     """Prints the counts of a split. Returns its problems, a list of texts that name the file."""
-    folder, kind = pathlib.Path(settings.dataset_dir) / split, load_dataset.find_kind(settings.dataset_dir)
-    files, _ = load_dataset.list_files(settings.dataset_dir, split, kind)
+    folder, kind = pathlib.Path(settings.dataset_dir) / split, dataset_files.find_kind(settings.dataset_dir)
+    files, _ = dataset_files.list_files(settings.dataset_dir, split, kind)
     use_maps = settings.use_depth and bool(files["map"])  # without any, the photos are checked all the same
-    pairs, problems = load_dataset.survey(settings.dataset_dir, split, split == "train" or bool(files["bokeh"]),
+    pairs, problems = dataset_files.survey(settings.dataset_dir, split, split == "train" or bool(files["bokeh"]),
                                           kind if use_maps else None, settings.patch_size)
     if settings.use_depth > use_maps and files["photo"]:
         problems.append(f"{folder / load_dataset.MAPS[kind].name}: no such folder, or no .jpg or .png in it")
@@ -81,7 +82,7 @@ def check_split(settings, split):
 
 def image_names(folder):
     """Returns the names, without suffix, of the images in a folder of a data set."""
-    return {path.stem for path in folder.glob("[!.]*") if path.suffix.lower() in load_dataset.SUFFIXES}
+    return {path.stem for path in folder.glob("[!.]*") if path.suffix.lower() in dataset_files.SUFFIXES}
 
 
 # What to do next -----------------------------------------------------------------------------------------------------
@@ -96,7 +97,7 @@ def next_steps(argv, settings, splits, problems):
                     *(["mv", str(place), str(target)] for target, place in moves.items())]
         return ["Folders have other names or lie elsewhere. This moves them:",
                 *(f"  {shlex.join(words)}" for words in commands), f"Then: {shlex.join(check)}"]
-    files = {split: load_dataset.list_files(folder, split, load_dataset.find_kind(folder))[0] for split in splits}
+    files = {split: dataset_files.list_files(folder, split, dataset_files.find_kind(folder))[0] for split in splits}
     photos, maps, targets = ({(split, name) for split in splits for name in files[split][field]} for field in CONTENTS)
     if not photos:
         return [f"No photos found: {folder / 'train' / 'original'} and {folder / 'train' / 'bokeh'} must hold them"]

@@ -15,7 +15,7 @@ import scipy.fft
 import load_dataset
 import test_model
 import utils
-from support import devices, focus_maps, results_page
+from support import dataset_files, devices, focus_maps, results_page
 from tools.scene_textures import linear
 from tools.thin_lens import develop, make_disc
 from utils import DataError, Parameter
@@ -29,7 +29,7 @@ USAGE = "python -m tools.disc_blur dataset_dir=FOLDER"
 def main(argv):
     """Measures the test photos of a data set."""
     settings = utils.parse_arguments(argv, PARAMETERS, USAGE)
-    pairs = load_dataset.find_test_photos(settings.dataset_dir)
+    pairs = dataset_files.find_test_photos(settings.dataset_dir)
     if pairs[0].kind != "focus" or not all(pair.bokeh for pair in pairs):
         raise DataError(f"{settings.dataset_dir}: test/ must hold original_focus/ and bokeh/, as those of "
                         "tools.make_scenes maps=focus do")

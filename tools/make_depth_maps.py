@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 
 import load_dataset
 import utils
-from support import own_photos
+from support import dataset_files, own_photos
 from support.depth_networks import NAMED, OUTPUTS, PRESETS, open_network
 from utils import DataError, Parameter, UsageError
 
@@ -127,7 +127,7 @@ def find_photos(settings):
         raise DataError(f"{settings.dataset_dir}: has no train/original/ or test/original/, which hold the photos")
     photos, suffixes = {}, {}
     if settings.dataset_dir:  # those that training looks for
-        suffixes = {"suffixes": load_dataset.SUFFIXES, "depth_suffixes": load_dataset.SUFFIXES}
+        suffixes = {"suffixes": dataset_files.SUFFIXES, "depth_suffixes": dataset_files.SUFFIXES}
     for images_dir, depth_dir in folders.items():
         utils.prepare_folders(depth_dir)
         pairs, without = own_photos.find_pairs(images_dir, depth_dir, **suffixes)
