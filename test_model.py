@@ -12,6 +12,7 @@ import functools
 import math
 import os
 import pathlib
+import re
 import sys
 import threading
 import warnings
@@ -27,6 +28,7 @@ from support import (
     depth_networks,
     detail,
     devices,
+    focus_maps,
     image_metrics,
     own_photos,
     results_page,
@@ -56,10 +58,13 @@ PARAMETERS = (
     Parameter("max_side", int, None, "longer side in pixels at which the network computes own photos",
               minimum=own_photos.SMALLEST_SIDE, default_text=f"{own_photos.LEARNED_SIDE}, for photos larger than "
               f"{own_photos.LARGEST_SIDE}"),
+    Parameter("focus", str, None, "X,Y as shares of width and height: what is in focus in own photos",
+              default_text="what is near around the middle"),
+    Parameter("aperture", float, 1.0, "own photos: 0 leaves all in focus, 2 doubles every disc", minimum=0),
     Parameter("detail", bool, True, "own photos keep their own detail in focus; false is the network's bare picture"),
 )
 FOR_DATA_SETS = "dataset_dir", "val_size"
-FOR_OWN_PHOTOS = "depth_dir", "depth_model", "depth_is", "max_side", "detail"
+FOR_OWN_PHOTOS = "depth_dir", "depth_model", "depth_is", "max_side", "focus", "aperture", "detail"
 USAGE = "python test_model.py [name=value ...]"
 
 
@@ -75,6 +80,7 @@ def main(argv):
     find = own_photos.find_photos_to_render if settings.images_dir else find_test_photos
     pairs, problems = find(settings, checkpoints.takes_maps(network))
     renderer = Renderer(prefix, settings.level, settings.precision)
+    say_what_is_in_focus(settings, renderer, pairs)
     return render_all(settings, pairs, problems, renderer, prefix, suffix)
 
 
@@ -87,6 +93,8 @@ def check_arguments(settings):
             raise UsageError(f"{name}: is for {use}")
     if settings.depth_model not in depth_networks.NAMED and not os.path.exists(settings.depth_model):
         raise UsageError(f"depth_model={settings.depth_model}: must be a file, or {' or '.join(depth_networks.NAMED)}")
+    if settings.focus:
+        settings.focus = parse_focus(settings.focus)
     if "depth_is" in settings.given and not settings.depth_dir:
         raise UsageError("depth_is: is for the maps in depth_dir=; those inside photos say what they are")
     if settings.depth_dir and os.path.realpath(settings.images_dir) == os.path.realpath(settings.depth_dir):
@@ -94,6 +102,16 @@ def check_arguments(settings):
     folder, split = settings.dataset_dir, "train" if settings.val_size else "test"
     if not settings.images_dir and not dataset_files.list_files(folder, split, kind=None)[0]["photo"]:
         raise DataError(f"{folder}: no such folder, or no photos in {split}/; images_dir=FOLDER renders your own")
+
+
+def parse_focus(text):
+    """Returns (x, y) of "0.5,0.3", shares of width and height. Raises UsageError where it is no point of the photo."""
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+),([0-9]*\.?[0-9]+)", text)
+    point = tuple(map(float, match.groups())) if match else (math.inf,)
+    if max(point) > 1:
+        raise UsageError(f"focus={text}: must be X,Y from 0 to 1, shares of the photo's width and height from its top "
+                         "left corner, such as 0.5,0.4")
+    return point
 
 
 def check_weights(settings):
@@ -124,6 +142,21 @@ def find_test_photos(settings, use_depth):
               "which is too small for SSIM and MS-SSIM: no metrics")
         pairs = [pair._replace(bokeh=None) for pair in pairs]
     return pairs, []
+
+
+def say_what_is_in_focus(settings, renderer, pairs):
+    """Prints where maps are not what the network was trained on. Raises DataError where it cannot use them."""
+    renderer.check_focus(settings.focus, settings.aperture)
+    kinds = {pair.kind for pair in pairs} - {None}
+    if not settings.images_dir and renderer.kind == "depth" and kinds == {"focus"}:
+        raise DataError(f"{settings.dataset_dir}: has focus maps, and the network was trained on depth maps; test it "
+                        "on a data set with original_depth/")
+    if not settings.images_dir and renderer.kind == "focus" and kinds == {"depth"}:
+        print("Note: the network was trained on focus maps; they are made of the depth maps, with what is near around "
+              "the middle in focus")
+    if settings.focus and renderer.kind == "depth":
+        print("Note: the network was trained on depth maps; focus= gives it the distance from the focus instead, which "
+              "is a trick that it was not trained for")
 
 
 def render_all(settings, pairs, problems, renderer, prefix, suffix):
@@ -166,10 +199,12 @@ def render_photo(settings, renderer, suffix, pair):
         metrics, target = {}, None
         if settings.images_dir:
             seen, computed, photo = own_photos.load_input(pair, settings.max_side, settings.depth_is)
+            seen = renderer.refocus(seen, settings.focus, settings.aperture)
             picture = renderer.render_own(seen, computed, photo, settings.detail)
             info, picture = picture.info, np.asarray(picture)
         else:
             seen, photo, info = load_dataset.load_input(pair), pair, {}
+            seen = renderer.refocus(seen) if pair.kind == "depth" else seen
             target = load_dataset.load_target(pair, settings.level) if pair.bokeh else None
             image = renderer.render_whole(seen, pair.size)
             metrics = measure(image, target) if pair.bokeh else {}
@@ -208,11 +243,11 @@ class Renderer:
         network = checkpoints.network_of(prefix)
         pynet = model.build_pynet(seed=None, precision=precision, **network)
         checkpoints.restore_checkpoint(pynet.variables, prefix)
-        self.level, self.takes_maps = level, checkpoints.takes_maps(network)
+        self.level, self.kind = level, training_log.map_kind(prefix)
         self.depth_model, self._to_depth = depth_model, None
         self._render, self._lock = make_renderer(model.network_for_level(pynet, level), level), threading.Lock()
 
-    def __call__(self, photo, depth=None, depth_is="inverse", side=None, with_detail=True):
+    def __call__(self, photo, depth=None, depth_is="inverse", side=None, with_detail=True, focus=None, aperture=1.0):
         """Renders one photo. Returns a Pillow image of its size, with its colour profile and dates in `info`.
 
         Args:
@@ -222,15 +257,17 @@ class Renderer:
           depth_is: what the numbers of `depth` mean: "inverse" (bright = near), "depth", "distance" or "log_depth".
           side: longer side in pixels at which the network computes; by default 1536 for photos larger than 1920.
           with_detail: what is in focus keeps the photo's own detail; False gives the network's bare picture.
+          focus, aperture: what is in focus, and how much the rest is blurred, see `refocus`.
 
-        Raises DataError where photo or depth map cannot be used.
+        Raises DataError where photo or depth map cannot be used, UsageError where the network has no say in the focus.
         """
-        if not self.takes_maps:
+        if not self.kind:
             depth = None
         elif depth is None:
             depth = self.find_depth(photo)
         pair = own_photos.Pair("photo", photo, depth, bokeh=None, size=None)
-        return self.render_own(*own_photos.load_input(pair, side, depth_is), with_detail)
+        seen, size, photo = own_photos.load_input(pair, side, depth_is)
+        return self.render_own(self.refocus(seen, focus, aperture), size, photo, with_detail)
 
     def find_depth(self, photo):
         """Returns the photo's path where a depth map is inside it; else what the depth network makes of the photo."""
@@ -239,6 +276,27 @@ class Renderer:
         with self._lock:
             self._to_depth = self._to_depth or depth_networks.open_network(self.depth_model)
         return self._to_depth(own_photos.as_photo(photo), own_photos.name_of(photo))
+
+    def check_focus(self, focus, aperture):
+        """Raises UsageError where the network does not obey a focus or an aperture, see `refocus`."""
+        if focus and not self.kind:
+            raise UsageError("focus: the network takes no map, so it decides by itself what is in focus")
+        if aperture != 1 and self.kind != "focus":
+            raise UsageError("aperture: is for networks that were trained on focus maps, as small=true is")
+
+    def refocus(self, seen, focus=None, aperture=1.0):
+        """Puts the map that the network takes in place of the depth map in its input, uint8 (height, width, channels).
+
+        A network that was trained on focus maps gets that of `focus_maps.refocus`. Others take depth maps, and blur
+        what is dark: with a focus, they get the distance from its depth, which moves the focus though it is a trick.
+        """
+        self.check_focus(focus, aperture)
+        if self.kind == "focus":
+            return np.dstack([seen[..., :3], focus_maps.refocus(seen[..., 3], focus, aperture)])
+        if focus:
+            at_focus = focus_maps.depth_in_focus(seen[..., 3], focus)
+            return np.dstack([seen[..., :3], focus_maps.focus_map(seen[..., 3], at_focus, strength=1)])
+        return seen
 
     def render_own(self, seen, size, photo, with_detail=True):
         """Renders what `own_photos.load_input` gave. Returns a Pillow image, as `__call__` says."""

@@ -198,6 +198,7 @@ def main(argv):
                                                 settings.val_size)
         code = {"commit": training_log.commit(), "loss_weights": str(LOSS_WEIGHTS[settings.level])}
         experiment = runs.Experiment(settings, start, *pairs, code, writes=worker.index == 0)
+        experiment.check_maps()
         experiment.say_start()
         try:
             return train(experiment, worker, vgg_file)
@@ -229,7 +230,7 @@ def complete_settings(settings, start):
         for name, value in start.resumed.settings.items():
             if name not in settings.given or name == "kernel_start":  # which has had its effect
                 setattr(settings, name, value)
-    elif start.prefix:
+    elif start.prefix and not settings.weights:
         settings.val_size = runs.inherited_val_size(settings, start.prefix)
     settings.num_train_iters = settings.num_train_iters or DEFAULT_ITERATIONS[settings.level]
     vgg_file = runs.find_vgg19(settings, LOSS_WEIGHTS[settings.level].keys() & VGG_TERMS.keys())

@@ -85,6 +85,11 @@ class Experiment:
     def run(self):
         return self.start.run
 
+    @property
+    def map_kind(self):
+        """Which of load_dataset.MAPS the network sees, None without maps."""
+        return self.train_pairs[0].kind
+
     def kept_settings(self):
         """Returns {name: value} of the settings that a resumed run takes over: not those that say where to start."""
         return {name: value for name, value in vars(self.settings).items()
@@ -105,7 +110,18 @@ class Experiment:
         same["vgg_dir"] = self.settings.vgg_dir.lower() == "none"
         index = pathlib.Path(f"{self.start.prefix}.index")  # has checksums of all weights
         weights = hashlib.sha256(index.read_bytes() if self.start.prefix else b"").digest()
-        return repr((self.settings.level, self.run.iteration, same, self.photos(), weights))
+        return repr((self.settings.level, self.run.iteration, same, self.map_kind, self.photos(), weights))
+
+    def check_maps(self):
+        """Warns where the weights saw another kind of map than the data set has; DataError, unless by weights=."""
+        prefix, settings = self.start.prefix, self.settings
+        seen = training_log.map_kind(prefix) if prefix else self.map_kind
+        if seen == self.map_kind:
+            return
+        text = f"{prefix}: was trained with {seen} maps, and {settings.dataset_dir} has {self.map_kind} maps"
+        if self.start.resumed or not settings.weights:
+            raise DataError(f"{text}: train on maps of one kind, or go on from other weights with weights={prefix}")
+        warn(f"{text}: what the map means is learned anew")
 
     def say_start(self):
         """Prints the number of photos and, where a run goes on, what has changed: settings, photos, loss, commit."""
@@ -206,9 +222,9 @@ def read_state(prefix, parameters):
 
 def inherited_val_size(settings, prefix):
     """Returns that of the checkpoint to start from, so that no test photo has been trained on, or the one given."""
-    inherited = training_log.settings_of(prefix).get("val_size", settings.val_size)
-    if inherited == settings.val_size:
-        return inherited
+    inherited = training_log.settings_of(prefix).get("val_size")
+    if type(inherited) is not int or inherited == settings.val_size:
+        return settings.val_size
     if "val_size" not in settings.given:
         say(f"val_size={inherited}, as {prefix} was trained with")
         return inherited
@@ -350,8 +366,8 @@ class Saver:
 
     def _notes(self):
         experiment = self.experiment
-        return {"run": self.run.as_notes(), "settings": experiment.kept_settings(), "photos": experiment.photos(),
-                "code": experiment.code}
+        return {"run": self.run.as_notes(), "maps": experiment.map_kind, "settings": experiment.kept_settings(),
+                "photos": experiment.photos(), "code": experiment.code}
 
     def _move_older(self, *patterns):
         """Moves what earlier runs left until this run has a checkpoint: their files of `patterns`, and their state."""

@@ -21,6 +21,7 @@ import time
 import numpy as np
 import PIL
 
+import load_dataset
 import utils
 from support import checkpoints, devices
 from utils import MODELS, RESULTS, DataError, first_line, printable, say, tf, warn
@@ -120,8 +121,8 @@ def write_card(experiment, test):
     evaluations = earlier.get("evaluations", {}) if earlier.get("run") == run.name else {}
     card = {
         "level": level, "iteration": run.iteration, "run": run.name, "start": run.start,
-        "photos": experiment.counts(),
-        "iterations_above": run.iterations_above, "settings": settings,
+        "photos": experiment.counts(), "maps": experiment.map_kind, "iterations_above": run.iterations_above,
+        "settings": settings,
         "evaluations": evaluations | {str(run.iteration): {"metrics": test, "settings": settings}},
         **experiment.code,
         "versions": {"python": platform.python_version(), "tensorflow": tf.__version__, "numpy": np.__version__,
@@ -133,23 +134,42 @@ def write_card(experiment, test):
 
 def read_card(level):
     """Returns the card of a level as a dictionary, which is empty where there is none that can be read."""
+    return _read_json(card_path(level))
+
+
+def _read_json(path):
     try:
-        card = json.loads(card_path(level).read_text(encoding="utf-8")) if card_path(level).is_file() else {}
-        return card if isinstance(card, dict) else {}
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return content if isinstance(content, dict) else {}
     except (OSError, RecursionError, ValueError):
         return {}
 
 
+def card_of(prefix):
+    """Returns what is known of a checkpoint, {} for nothing: the card of its level beside it, or PREFIX.json."""
+    prefix = pathlib.Path(prefix)
+    match = re.search(r"pynet_level_([0-9])_iteration_([0-9]+)\.ckpt$", prefix.name)
+    card = _read_json(prefix.with_name(card_path(match[1]).name)) if match else {}
+    evaluations = card.get("evaluations")
+    known = isinstance(evaluations, dict) and match[2] in evaluations
+    return card if known else _read_json(prefix.with_name(f"{prefix.name}.json"))
+
+
+def map_kind(prefix):
+    """Returns which of load_dataset.MAPS a checkpoint's network sees: "depth" where no card tells; None without maps.
+
+    Raises DataError where the checkpoint is damaged or not PyNET's.
+    """
+    if not checkpoints.takes_maps(checkpoints.network_of(prefix)):
+        return None
+    kind = card_of(prefix).get("maps")
+    return kind if kind in list(load_dataset.MAPS) else "depth"
+
+
 def settings_of(prefix):
-    """Returns {name: value} of the settings that a checkpoint in models/ was trained with; {} where no card says so."""
-    path = pathlib.Path(prefix).resolve()
-    match = re.fullmatch(r"pynet_level_([1-7])_iteration_([0-9]+)\.ckpt", path.name)
-    try:
-        if path.parent != MODELS.resolve():
-            return {}
-        return dict(read_card(int(match[1]))["evaluations"][match[2]]["settings"])
-    except (KeyError, TypeError, ValueError):
-        return {}
+    """Returns {name: value} of the settings that a checkpoint was trained with; {} where no card says so."""
+    settings = card_of(prefix).get("settings")
+    return settings if isinstance(settings, dict) else {}
 
 
 def card_rows(level, iteration):
