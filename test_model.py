@@ -3,22 +3,20 @@
     python test_model.py [orig=true | small=true]
     python test_model.py images_dir=my_photos [depth_dir=my_depth] [orig=true | small=true]
 
-The results are in results/full-resolution/; index.html shows them.
+Each run has a folder in results/full-resolution/; index.html there shows it.
 """
 
 import concurrent.futures
-import datetime
-import functools
+import hashlib
 import math
 import os
 import pathlib
 import re
+import signal
 import sys
-import threading
 import warnings
 
 import numpy as np
-from PIL import Image
 
 import load_dataset
 import utils
@@ -26,14 +24,13 @@ from support import (
     checkpoints,
     dataset_files,
     depth_networks,
-    detail,
     devices,
-    focus_maps,
     image_metrics,
     own_photos,
     results_page,
     training_log,
 )
+from support.renderer import Renderer
 from utils import DataError, Parameter, UsageError, tf
 
 BORDER = 32  # pixels cut off on every side before the metrics
@@ -62,6 +59,7 @@ PARAMETERS = (
               default_text="what is near around the middle"),
     Parameter("aperture", float, 1.0, "own photos: 0 leaves all in focus, 2 doubles every disc", minimum=0),
     Parameter("detail", bool, True, "own photos keep their own detail in focus; false is the network's bare picture"),
+    Parameter("out", str, None, "folder of the results", default_text=f"{utils.FULL_RESOLUTION}/<run>/"),
 )
 FOR_DATA_SETS = "dataset_dir", "val_size"
 FOR_OWN_PHOTOS = "depth_dir", "depth_model", "depth_is", "max_side", "focus", "aperture", "detail"
@@ -72,16 +70,28 @@ def main(argv):
     """Renders all photos as the arguments say. Returns the exit status: 1 if one could not be read or written."""
     settings = utils.parse_arguments(argv, PARAMETERS, USAGE)
     check_arguments(settings)
+    follow_training(settings)
     warnings.filterwarnings("ignore", module="PIL")  # about odd metadata; what cannot be read is an error all the same
+    signal.signal(signal.SIGTERM, stop)
     prefix, suffix = find_weights(settings)
-    utils.prepare_folders(utils.FULL_RESOLUTION)
-    devices.start_tensorflow(settings.use_gpu, settings.precision)
-    network = checkpoints.network_of(prefix)
+    folder, run = describe_run(settings, prefix, suffix)
+    utils.prepare_folders(folder)
     find = own_photos.find_photos_to_render if settings.images_dir else find_test_photos
-    pairs, problems = find(settings, checkpoints.takes_maps(network))
+    early = settings.images_dir and not depth_networks.needs_tensorflow(settings.depth_model)
+    expected = training_log.takes_maps(settings)
+    found = find(settings, expected) if early else None  # what is missing is said before the long start of TensorFlow
+    devices.start_tensorflow(settings.use_gpu, settings.precision)
+    takes_maps = checkpoints.takes_maps(checkpoints.network_of(prefix))
+    if not early or takes_maps != expected:
+        found = find(settings, takes_maps)
     renderer = Renderer(prefix, settings.level, settings.precision)
-    say_what_is_in_focus(settings, renderer, pairs)
-    return render_all(settings, pairs, problems, renderer, prefix, suffix)
+    say_what_is_in_focus(settings, renderer, found[0])
+    return render_all(settings, *found, renderer, prefix, folder, suffix, run)
+
+
+def stop(number, frame):
+    """Ends the process on a signal as Ctrl-C does, with the page of what was rendered."""
+    raise SystemExit(128 + number)
 
 
 def check_arguments(settings):
@@ -99,8 +109,28 @@ def check_arguments(settings):
         raise UsageError("depth_is: is for the maps in depth_dir=; those inside photos say what they are")
     if settings.depth_dir and os.path.realpath(settings.images_dir) == os.path.realpath(settings.depth_dir):
         raise UsageError(f"depth_dir={settings.depth_dir}: is where the photos are; give the folder of the depth maps")
+    out = settings.out and os.path.realpath(settings.out)
+    if out and out in (os.path.realpath(folder) for folder in (settings.images_dir, settings.depth_dir) if folder):
+        raise UsageError(f"out={settings.out}: is where the photos or their depth maps are; give another folder")
+
+
+def follow_training(settings):
+    """Tests on the photos that the level's training left out, as its model card says, and warns of another val_size.
+
+    Raises DataError without a data set.
+    """
+    if settings.images_dir:
+        return
+    trained = None if settings.orig or settings.small else training_log.trained_val_size(settings)
+    if trained is not None and "val_size" not in settings.given:
+        settings.val_size = trained
+        if trained:
+            print(f"val_size={trained}, as in training")
+    elif trained not in (None, settings.val_size):
+        known = ", and knows some of these photos" if settings.val_size > trained else ""
+        utils.warn(f"val_size={settings.val_size}: level {settings.level} was trained with val_size={trained}{known}")
     folder, split = settings.dataset_dir, "train" if settings.val_size else "test"
-    if not settings.images_dir and not dataset_files.list_files(folder, split, kind=None)[0]["photo"]:
+    if not dataset_files.list_files(folder, split, kind=None)[0]["photo"]:
         raise DataError(f"{folder}: no such folder, or no photos in {split}/; images_dir=FOLDER renders your own")
 
 
@@ -141,6 +171,9 @@ def find_test_photos(settings, use_depth):
         print(f"Level {settings.level} renders at 1/{2 ** (settings.level - 1)} of the photo's size, "
               "which is too small for SSIM and MS-SSIM: no metrics")
         pairs = [pair._replace(bokeh=None) for pair in pairs]
+    elif not any(pair.bokeh for pair in pairs):
+        print(f"No metrics: {settings.dataset_dir} has no targets in test/bokeh/; val_size=N measures on the last N "
+              "pairs of train/")
     return pairs, []
 
 
@@ -159,32 +192,48 @@ def say_what_is_in_focus(settings, renderer, pairs):
               "is a trick that it was not trained for")
 
 
-def render_all(settings, pairs, problems, renderer, prefix, suffix):
+def describe_run(settings, prefix, suffix):
+    """Returns (folder of the results, {name: value} of all that they depend on). Other values get another folder."""
+    left_out = {"given", "out", *(FOR_DATA_SETS if settings.images_dir else FOR_OWN_PHOTOS)}
+    run = {name: value for name, value in vars(settings).items() if name not in left_out and value is not None}
+    run |= {name: os.path.realpath(run[name]) for name in ("dataset_dir", "images_dir", "depth_dir") if name in run}
+    index = pathlib.Path(f"{prefix}.index").read_bytes()  # with a checksum of every variable
+    run |= {"weights": str(prefix), "weights_checksum": hashlib.sha256(index).hexdigest()[:16]}
+    val = f"val_{settings.val_size}_" if settings.val_size else ""
+    kind = f"{val}{suffix.removesuffix('.png').lstrip('_')}_{settings.precision}"
+    name = results_page.run_name(settings.images_dir or settings.dataset_dir, kind, run)
+    return pathlib.Path(settings.out or utils.FULL_RESOLUTION / name), run
+
+
+def render_all(settings, pairs, problems, renderer, prefix, folder, suffix, run):
     """Renders the photos and shows the results; `problems` are those already known. Returns the exit status."""
     iteration = checkpoints.iteration_of(prefix)  # None for released and small weights
-    data = f"Data: {len(pairs)} photo{'s' * (len(pairs) != 1)} of {settings.images_dir or settings.dataset_dir}"
-    origin = training_log.card_rows(settings.level, iteration).get("Origin")
-    print(*filter(None, [f"Weights: {prefix}", origin, data]), sep="\n")
-    render_one = functools.partial(render_photo, settings, renderer, suffix)
-    results, total = [], len(pairs) + len(problems)
-    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-        try:
-            for number, result in enumerate(pool.map(render_one, pairs), 1):
-                if isinstance(result, str):
-                    problems.append(result)
-                    utils.warn(result, kind="error")
-                    continue
-                results.append(result)
+    card, place = training_log.card_rows(settings.level, iteration), settings.images_dir or settings.dataset_dir
+    data = f"Data: {len(pairs)} photo{'s' * (len(pairs) != 1)} of {place}"
+    print(*filter(None, [f"Weights: {prefix}", card.get("Origin"), data]), sep="\n")
+    futures, total = [], len(pairs) + len(problems)
+    pool = concurrent.futures.ThreadPoolExecutor(THREADS)
+    try:
+        for pair in pairs:
+            futures.append(pool.submit(render_photo, settings, renderer, folder, suffix, pair))
+        for number, future in enumerate(futures, 1):
+            try:
+                result = future.result()
                 print(f"{number}/{len(pairs)} {result.path}", results_page.metrics_text(result.metrics), flush=True)
-        finally:  # a run that is stopped shows what it has
-            if results:
-                show_page(settings, results, problems, total, prefix, suffix)
+            except DataError as error:
+                problems.append(str(error))
+                utils.warn(error, kind="error")
+    finally:  # a run that is stopped shows what it has
+        pool.shutdown(cancel_futures=True)
+        results = [future.result() for future in futures if not future.cancelled() and not future.exception()]
+        if results:
+            show_page(folder, run, card | {"TensorFlow": tf.__version__}, results, problems, total)
     means = results_page.mean_metrics([result.metrics for result in results])
     if means:
         print(f"Mean: {results_page.metrics_text(means)}")
     if means and iteration:
         try:
-            training_log.write_test_means(settings.level, iteration, f"test_{run_name(settings)}", means)
+            training_log.write_test_means(settings.level, iteration, curve_name(settings, run), means)
         except (OSError, DataError) as error:
             utils.warn(error)
     if len(results) < total:
@@ -192,152 +241,40 @@ def render_all(settings, pairs, problems, renderer, prefix, suffix):
     return 1 if problems else 0
 
 
-def render_photo(settings, renderer, suffix, pair):
-    """Reads, renders, measures and writes a photo. Returns its `results_page.Result`, or a text if that fails."""
-    path = utils.FULL_RESOLUTION / (pair.name + suffix)
+def render_photo(settings, renderer, folder, suffix, pair):
+    """Reads, renders, measures and writes a photo. Returns its `results_page.Result`; DataError for whatever fails."""
+    path = folder / (pair.name + suffix)
     try:
-        metrics, target = {}, None
-        if settings.images_dir:
-            seen, computed, photo = own_photos.load_input(pair, settings.max_side, settings.depth_is)
-            seen = renderer.refocus(seen, settings.focus, settings.aperture)
-            picture = renderer.render_own(seen, computed, photo, settings.detail)
-            info, picture = picture.info, np.asarray(picture)
-        else:
-            seen, photo, info = load_dataset.load_input(pair), pair, {}
-            seen = renderer.refocus(seen) if pair.kind == "depth" else seen
-            target = load_dataset.load_target(pair, settings.level) if pair.bokeh else None
-            image = renderer.render_whole(seen, pair.size)
-            metrics = measure(image, target) if pair.bokeh else {}
-            picture = utils.to_uint8(image)
-        utils.write_image(path, picture, info)
-        pictures = results_page.write_thumbnails(path, seen, picture, target, pair.kind)
-    except DataError as error:
-        return str(error)
+        return _render_photo(settings, renderer, path, pair)
+    except DataError:
+        raise
     except OSError as error:
-        return f"{path}: it or its small pictures could not be written ({error.strerror or error})"
+        raise DataError(f"{path}: it or its small pictures could not be written ({error.strerror or error})") from None
     except (MemoryError, tf.errors.ResourceExhaustedError):
-        return (f"{pair.photo}: does not fit into the device's memory; use_gpu=false renders on the CPU, "
-                "max_side= makes own photos smaller")
-    return results_page.Result(pair.name, path, photo.size, metrics, pictures)
+        raise DataError(f"{pair.photo}: does not fit into the device's memory; use_gpu=false renders on the CPU, "
+                        "max_side= makes own photos smaller") from None
+    except Exception as error:  # of one photo, whatever it is: the others are rendered
+        raise DataError(f"{pair.photo}: {type(error).__name__}: {utils.first_line(error)}") from error
 
 
-class Renderer:
-    """Renders photos of any kind with a network that is loaded once; several threads may use it.
-
-        render = test_model.Renderer("small")
-        render("photo.jpg", "depth.png").save("bokeh.png")
-
-    Args:
-      weights: "small", "orig" (the released weights in models/original/), or the prefix of a checkpoint.
-      level: 1-7; the pictures of the levels above 1 are halved in size for each, without the photo's detail.
-      precision: of the feature maps: "float32", "bfloat16" or "float16".
-      depth_model: depth network for photos without a depth map, see `depth_networks.open_network`, loaded when needed.
-
-    Raises DataError where the checkpoint is missing or damaged.
-    """
-
-    def __init__(self, weights="small", level=1, precision="float32", depth_model=depth_networks.DEFAULT):
-        import model  # here, because it imports TensorFlow at its top
-        published = {"small": utils.SMALL, "orig": utils.ORIGINAL}
-        prefix = checkpoints.find_published(published[weights]) if weights in published else weights
-        network = checkpoints.network_of(prefix)
-        pynet = model.build_pynet(seed=None, precision=precision, **network)
-        checkpoints.restore_checkpoint(pynet.variables, prefix)
-        self.level, self.kind = level, training_log.map_kind(prefix)
-        self.depth_model, self._to_depth = depth_model, None
-        self._render, self._lock = make_renderer(model.network_for_level(pynet, level), level), threading.Lock()
-
-    def __call__(self, photo, depth=None, depth_is="inverse", side=None, with_detail=True, focus=None, aperture=1.0):
-        """Renders one photo. Returns a Pillow image of its size, with its colour profile and dates in `info`.
-
-        Args:
-          photo: path, Pillow image, or array, uint8 (height, width, 3), RGB.
-          depth: its depth map, of any size: path, Pillow image, or array of numbers, (height, width). None takes the
-            one inside the photo file, or has the depth network make one.
-          depth_is: what the numbers of `depth` mean: "inverse" (bright = near), "depth", "distance" or "log_depth".
-          side: longer side in pixels at which the network computes; by default 1536 for photos larger than 1920.
-          with_detail: what is in focus keeps the photo's own detail; False gives the network's bare picture.
-          focus, aperture: what is in focus, and how much the rest is blurred, see `refocus`.
-
-        Raises DataError where photo or depth map cannot be used, UsageError where the network has no say in the focus.
-        """
-        if not self.kind:
-            depth = None
-        elif depth is None:
-            depth = self.find_depth(photo)
-        pair = own_photos.Pair("photo", photo, depth, bokeh=None, size=None)
-        seen, size, photo = own_photos.load_input(pair, side, depth_is)
-        return self.render_own(self.refocus(seen, focus, aperture), size, photo, with_detail)
-
-    def find_depth(self, photo):
-        """Returns the photo's path where a depth map is inside it; else what the depth network makes of the photo."""
-        if own_photos.holds_depth(photo):
-            return photo
-        with self._lock:
-            self._to_depth = self._to_depth or depth_networks.open_network(self.depth_model)
-        return self._to_depth(own_photos.as_photo(photo), own_photos.name_of(photo))
-
-    def check_focus(self, focus, aperture):
-        """Raises UsageError where the network does not obey a focus or an aperture, see `refocus`."""
-        if focus and not self.kind:
-            raise UsageError("focus: the network takes no map, so it decides by itself what is in focus")
-        if aperture != 1 and self.kind != "focus":
-            raise UsageError("aperture: is for networks that were trained on focus maps, as small=true is")
-
-    def refocus(self, seen, focus=None, aperture=1.0):
-        """Puts the map that the network takes in place of the depth map in its input, uint8 (height, width, channels).
-
-        A network that was trained on focus maps gets that of `focus_maps.refocus`. Others take depth maps, and blur
-        what is dark: with a focus, they get the distance from its depth, which moves the focus though it is a trick.
-        """
-        self.check_focus(focus, aperture)
-        if self.kind == "focus":
-            return np.dstack([seen[..., :3], focus_maps.refocus(seen[..., 3], focus, aperture)])
-        if focus:
-            at_focus = focus_maps.depth_in_focus(seen[..., 3], focus)
-            return np.dstack([seen[..., :3], focus_maps.focus_map(seen[..., 3], at_focus, strength=1)])
-        return seen
-
-    def render_own(self, seen, size, photo, with_detail=True):
-        """Renders what `own_photos.load_input` gave. Returns a Pillow image, as `__call__` says."""
-        framed, frame = detail.add_frame(seen, self.level)
-        image = self.render_whole(framed, tuple(side + 2 * frame for side in size))
-        image = Image.fromarray(utils.to_uint8(image[tuple(
-            slice(frame >> (self.level - 1), (frame + side) >> (self.level - 1)) for side in reversed(size))]))
-        return detail.finish(image, seen, photo, self.level, with_detail)
-
-    def render_whole(self, seen, size):
-        """Returns what the network makes of an input, see `make_renderer`. Raises DataError where it is not finite."""
-        if not min(size) >> (self.level - 1):
-            raise DataError(f"a photo of {load_dataset.size_text(size)} is too small for level {self.level}")
-        with self._lock:
-            image = self._render(seen, size)
-        if not np.isfinite(image).all():
-            raise DataError("the network's picture is not finite; its weights are damaged, or try precision=float32")
-        return image
-
-
-def make_renderer(network, level):
-    """Returns render(photo, size) -> image, which passes a whole photo through the network.
-
-    photo: uint8 (height / 2, width / 2, channels), the network's input; size: (width, height) of the photo in pixels.
-    image: float32 (height / s, width / s, 3), s = 2^(level - 1), clipped to [0, 1].
-    Where the photo's size is no multiple of 64 the input is continued by reflection, and the image cut back.
-    """
-    from model import INPUT_MULTIPLE
-
-    @tf.function(autograph=False, input_signature=[tf.TensorSpec([1, None, None, network.input_shape[-1]], tf.uint8)])
-    def run_network(photo):
-        output = network(tf.cast(photo, tf.float32) / 255, training=False)
-        return tf.clip_by_value(output, 0.0, 1.0)
-
-    def render(photo, size):
-        width, height = size
-        right, below = (math.ceil(side / 2 / INPUT_MULTIPLE) * INPUT_MULTIPLE - side // 2 for side in size)
-        padded = np.pad(photo, [(0, below), (0, right), (0, 0)], "reflect")
-        return run_network(padded[np.newaxis])[0, :height >> (level - 1), :width >> (level - 1)].numpy()
-
-    return render
+def _render_photo(settings, renderer, path, pair):
+    metrics, target, info = {}, None, {}
+    if settings.images_dir:
+        seen, computed, photo = own_photos.load_input(pair, settings.max_side, settings.depth_is)
+        seen = renderer.refocus(seen, settings.focus, settings.aperture)
+        picture = renderer.render_own(seen, computed, photo, settings.detail, pair.photo)
+        size, info, picture = photo.size, picture.info, np.asarray(picture)
+    else:
+        seen, size = load_dataset.load_input(pair), pair.size
+        seen = renderer.refocus(seen) if pair.kind == "depth" else seen
+        target = load_dataset.load_target(pair, settings.level) if pair.bokeh else None
+        with renderer.lock:
+            image = renderer.render_whole(seen, size, pair.photo)
+            metrics = measure(image, target) if pair.bokeh else {}
+        picture = utils.to_uint8(image)
+    utils.write_image(path, picture, info)
+    pictures = results_page.write_thumbnails(path, seen, picture, target, pair.kind, info.get("icc_profile"))
+    return results_page.Result(pair.name, path, size, metrics, pictures)
 
 
 def measure(image, target):
@@ -353,27 +290,20 @@ def measure(image, target):
             for name, (metric, smallest_side) in metrics.items()}
 
 
-def show_page(settings, results, problems, total, prefix, suffix):
+def show_page(folder, run, heading, results, problems, total):
     """Writes the page of the results and prints where it is."""
-    rows = {"Weights": prefix, "Photos": settings.images_dir or settings.dataset_dir, "Depth maps": settings.depth_dir,
-            "Last pairs of train/": settings.val_size, "Level": settings.level, "Longest side": settings.max_side,
-            "Precision": settings.precision, "TensorFlow": tf.__version__,
-            "Date": f"{datetime.datetime.now():%Y-%m-%d %H:%M}"}
-    heading = {what: value for what, value in rows.items() if value}
-    heading |= training_log.card_rows(settings.level, checkpoints.iteration_of(prefix))
-    run = f"{suffix.removesuffix('.png').lstrip('_')}_{run_name(settings)}"
     try:
-        page = results_page.write_page(utils.FULL_RESOLUTION, run, heading, results, problems, total)
-        utils.say(f"Look at them: {page}")
+        utils.say(f"Look at them: {results_page.write_page(folder, run, heading, results, problems, total)}")
     except OSError as error:
-        problems.append(f"{utils.FULL_RESOLUTION}/index.html: could not be written ({error.strerror or error})")
+        problems.append(f"{folder}/index.html: could not be written ({error.strerror or error})")
         utils.warn(problems[-1], kind="error")
 
 
-def run_name(settings):
-    """Returns what the numbers of a checkpoint depend on: "ebb_dataset_float32", "ebb_dataset_val_294_bfloat16"."""
-    photos = pathlib.Path(settings.images_dir or settings.dataset_dir).resolve().stem
-    return f"{photos}{f'_val_{settings.val_size}' if settings.val_size else ''}_{settings.precision}"
+def curve_name(settings, run):
+    """Returns the name of the curve of a level's test means: one for each data set, split and precision."""
+    facts = {name: run[name] for name in (*FOR_DATA_SETS, "precision")}
+    val = f"val_{settings.val_size}_" if settings.val_size else ""
+    return f"test_{results_page.run_name(settings.dataset_dir, f'{val}{settings.precision}', facts)}"
 
 
 if __name__ == "__main__":

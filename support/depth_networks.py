@@ -81,6 +81,11 @@ class Network(NamedTuple):
 # From a photo to its depth map ---------------------------------------------------------------------------------------
 
 
+def needs_tensorflow(name):
+    """Returns whether a network, a name in NAMED or a path, is computed with TensorFlow."""
+    return name not in NAMED and pathlib.Path(name).suffix.lower() != ".onnx"
+
+
 def open_network(name, preset=None, output_name=None):
     """Loads a network, prints what it takes, and tries it on a picture of noise.
 

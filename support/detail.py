@@ -1,4 +1,4 @@
-"""How does the network's output become a picture of the photo's size, with the photo's own detail in focus?
+"""How does a rendered photo get the photo's size, and its own detail in what is in focus?
 
 The network computes at a size of its own and sees the photo at half of that, so fine detail is lost even in focus. The
 blur is that of the enlarged rendering. Where the rendering kept the detail of what the network saw, the photo itself
@@ -13,38 +13,11 @@ from utils import LazyModule
 
 ndimage = LazyModule("scipy.ndimage")
 
-FRAME = 16  # pixels of the input that are added on every side
 DETAIL_DEVIATION, WINDOW_DEVIATION = 1, 2  # of Gaussians, in pixels of the network's input
 KEPT_BLURRED, KEPT_IN_FOCUS = 0.25, 0.6  # shares of the detail; the small network keeps 0.65 to 0.9 of it in focus
 NO_DETAIL = 5e-6  # variance, where white is 1: less than that counts as none, so that no noise is added
 COLOUR_SCALE = 2  # colours are compared at the size of the network's input divided by this
 ZERO = 128  # what stands for no difference of colour in 8 bits
-
-
-def add_frame(seen, level):
-    """Continues the network's input by reflection on all sides, since the network darkens what lies at its border.
-
-    Returns (the larger input, width of the frame in pixels of the photo). At level 7, a pixel is 32 of the input.
-    """
-    width = max(FRAME, 2 ** level // 4)
-    return np.pad(seen, [(width, width), (width, width), (0, 0)], "reflect"), 2 * width
-
-
-def finish(rendered, seen, photo, level, with_detail=True):
-    """Makes the picture of a photo from what the network made of it.
-
-    rendered, photo: Pillow images of mode "RGB"; seen: the network's input. Returns a Pillow image of the photo's size,
-    halved for each level above 1, with its `info`. At level 1, it gets the photo's detail. A grey photo stays grey.
-    """
-    colours = seen[..., :3]
-    if level == 1 and with_detail:
-        picture = add_detail(photo, rendered, Image.fromarray(colours))
-    else:
-        picture = resize(rendered, tuple(side >> (level - 1) for side in photo.size))
-    if np.all(colours == colours[..., :1]):
-        picture = picture.convert("L").convert("RGB")
-    picture.info = photo.info
-    return picture
 
 
 def add_detail(photo, rendered, seen):
@@ -55,8 +28,7 @@ def add_detail(photo, rendered, seen):
     """
     small = resize(rendered, seen.size)
     mask = Image.fromarray(np.uint8(np.round(255 * in_focus(seen, small))))
-    shift = resize(_colour_difference(small, seen), photo.size)
-    sharp = ImageChops.add(photo, shift, offset=-ZERO)
+    sharp = ImageChops.add(photo, resize(_colour_difference(small, seen), photo.size), offset=-ZERO)
     return Image.composite(sharp, resize(rendered, photo.size), mask.resize(photo.size, Image.Resampling.BILINEAR))
 
 

@@ -27,6 +27,7 @@ SUFFIXES = (".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".webp", ".tif", ".tiff", 
 DEPTH_SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".npz", ".pfm", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "WEBP", "TIFF")  # by content, beside those of phones
 DEPTH_FORMATS = ("PNG", "TIFF", "JPEG", "WEBP", "PPM")  # PPM is PFM, too
+MAX_NAMED = 3  # photos without a depth map; of more, their number
 MAX_DEPTH_PIXELS = 2 ** 26  # of a depth map; its numbers take several times 8 bytes each
 MAX_PROFILE = 2 ** 20  # bytes of a colour profile; Pillow, as it comes, opens no PNG with a larger one
 MODES_OF_NUMBERS = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # of Pillow, with one channel of more than 8 bits
@@ -96,17 +97,22 @@ def find_photos_to_render(settings, use_depth):
     place = f"in {depth_dir}" if depth_dir else "inside, and depth_dir=FOLDER is not given"
     used, files = {pair.map for pair in pairs}, pathlib.Path(depth_dir or images_dir).glob("[!.]*")
     others = [path.name for path in sorted(files) if depth_dir and path not in used]
-    problems = [f"{path}: has no depth map {place}{dataset_files.nearest(path.stem, others)}; "
-                "python -m tools.make_depth_maps makes it" for path in without_depth]
-    problems += [*failed.values(), *_find_files(images_dir, SUFFIXES)[1]]
+    missing = [f"{path}: has no depth map {place}{dataset_files.nearest(path.stem, others)}; "
+               "python -m tools.make_depth_maps makes it" for path in without_depth]
+    problems = [*failed.values(), *_find_files(images_dir, SUFFIXES)[1]]
+    shown = problems + missing
+    if len(missing) > MAX_NAMED:
+        names = ", ".join(path.name for path in without_depth[:MAX_NAMED])
+        shown = [*problems, f"{images_dir}: {len(missing)} photos ({names} ...) have no depth map {place}; "
+                            "python -m tools.make_depth_maps makes them"]
     if not pairs:
-        raise DataError("\n  ".join(problems))
-    for problem in problems:
+        raise DataError("\n  ".join(shown))
+    for problem in shown:
         warn(problem, kind="error")
     inside = [pair.photo.name for pair in pairs if pair.map == pair.photo]
     if inside:
         print("Depth maps: inside", ", ".join(inside))
-    return pairs, problems
+    return pairs, problems + missing
 
 
 def find_missing_maps(settings, pairs, photos):

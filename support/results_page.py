@@ -1,14 +1,20 @@
-"""The page that shows what test_model.py rendered, for a browser that opens it from the disk.
+"""The pages that show what test_model.py rendered, for a browser that opens them from the disk.
 
-    results/full-resolution/index_<run>.html, metrics_<run>.csv    page and table of a run
-    results/full-resolution/index.html                             the page of the latest run, with links to the others
-    results/full-resolution/page/                                  small pictures, loaded as the page is scrolled
+    results/full-resolution/<run>/index.html       page of a run
+    results/full-resolution/<run>/metrics.csv      its table, which ends with the means
+    results/full-resolution/<run>/settings.json    its settings and means
+    results/full-resolution/<run>/page/            small pictures, loaded as the page is scrolled
+    results/full-resolution/index.html             all runs, the latest first
 """
 
 import csv
+import datetime
+import hashlib
 import html
 import io
+import json
 import math
+import os
 import pathlib
 import urllib.parse
 from typing import NamedTuple
@@ -20,6 +26,9 @@ import utils
 from load_dataset import MAPS, PHOTOS
 
 PICTURES = "page"  # the sub-folder of the small pictures
+SETTINGS = "settings.json"
+LONGEST_NAME = 60  # bytes of the photos' folder in the name of a run; file systems allow 255 in all
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # of cells that spreadsheets would compute
 LONGEST_SIDE = 768  # of a small picture, in pixels; that of EBB!'s photos at half size, as the network sees them
 JPEG_QUALITY = 85
 CHOICES = {"photo": "Photo", "target": "Target"} | {kind: f"{kind.capitalize()} map" for kind in MAPS}
@@ -58,12 +67,19 @@ def mean_metrics(found):
 # Files ---------------------------------------------------------------------------------------------------------------
 
 
-def write_thumbnails(path, photo_and_map, result, target, kind):
+def run_name(photos, kind, facts):
+    """Returns the name of a run: the folder or file of its photos, what kind it is, and a checksum of {fact: value}."""
+    name = os.fsencode(os.path.basename(os.path.realpath(photos)))[:LONGEST_NAME].decode(errors="ignore")
+    checksum = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{name}_{kind}-{checksum}"
+
+
+def write_thumbnails(path, photo_and_map, result, target, kind, profile=None):
     """Writes the small JPEGs of one photo to a sub-folder beside the rendered picture `path`.
 
     photo_and_map: uint8 (height, width, channels), the network's input with this kind of map; result, target: uint8
-    (height, width, 3) of any size, no target where it is None. Returns {"photo", kind, "result", "target": file name}.
-    Raises OSError.
+    (height, width, 3) of any size, no target where it is None; profile: the photo's ICC profile, as bytes.
+    Returns {"photo", kind, "result", "target": file name}. Raises OSError.
     """
     folder = path.parent / PICTURES
     folder.mkdir(exist_ok=True)
@@ -77,56 +93,96 @@ def write_thumbnails(path, photo_and_map, result, target, kind):
         small = Image.fromarray(image)
         small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
         with utils.whole_file(folder / names[kind]) as partial:
-            small.save(partial, quality=JPEG_QUALITY)
+            small.save(partial, quality=JPEG_QUALITY, icc_profile=profile if small.mode == "RGB" else None)
     return names
 
 
-def write_page(folder, run, heading, results, problems, total):
-    """Writes page and table of a run, each whole or not at all. Returns the path of index.html. Raises OSError.
+def write_page(folder, settings, heading, results, problems, total):
+    """Writes page, table and settings of a run, each whole or not at all, and the list of all runs beside its folder.
 
     Args:
       folder: where the results are.
-      run: name of the run, of which `heading` is {what: value}; one of the same name is replaced.
+      settings: {name: value} that the results depend on; heading: {what: value}, more about the run.
       results: the `Result`s in the order of the run, of `total` photos.
       problems: a text for each photo that could not be rendered.
+
+    Returns the path of the page. Raises OSError.
     """
-    page = folder / f"index_{run}.html"
-    others = sorted(path.name for path in folder.glob("index_*.html") if path != page)
     means = mean_metrics([result.metrics for result in results])
-    text = _page(run, others, heading, results, means, problems, total)
-    index = folder / "index.html"
-    for path, content in ((folder / f"metrics_{run}.csv", _table(results, means)), (page, text), (index, text)):
-        with utils.whole_file(path) as partial:
-            partial.write_text(content, encoding="utf-8", newline="")
-    return index
+    now = f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}"
+    rows = {**settings, **heading, "Date": now, "Rendered": f"{len(results)} of {total} photos"}
+    about = {"date": now, "rendered": len(results), "photos": total, "settings": settings, "problems": problems,
+             "means": {name: mean if math.isfinite(mean) else None for name, mean in means.items()}}
+    page = folder / "index.html"
+    _write(folder / "metrics.csv", _table(results, means))
+    _write(folder / SETTINGS, json.dumps(about, indent=1) + "\n")
+    listed = folder.parent.resolve() == utils.FULL_RESOLUTION.resolve()
+    _write(page, _page(folder.name, rows, results, means, problems, listed))
+    if listed:
+        _write(utils.FULL_RESOLUTION / "index.html", _list_of_runs(utils.FULL_RESOLUTION))
+    return page
 
 
-def _table(results, names):
+def _write(path, text):
+    with utils.whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="")
+
+
+def _table(results, means):
     table = io.StringIO()
     writer = csv.writer(table)
-    writer.writerow(["photo", "result", "width", "height", *names])
+    writer.writerow(["photo", "result", "width", "height", *means])
     for result in results:
-        values = [result.metrics.get(name, math.nan) for name in names]
-        writer.writerow([result.name, result.path.name, *result.size,
-                         *("" if math.isnan(value) else f"{value:.6g}" for value in values)])
+        writer.writerow([_cell(result.name), _cell(result.path.name), *result.size, *_numbers(result.metrics, means)])
+    if means:
+        writer.writerow(["mean", "", "", "", *_numbers(means, means)])
     return table.getvalue()
+
+
+def _cell(text):
+    """Returns a text that a spreadsheet does not take for a formula."""
+    return utils.printable(f"'{text}" if text.startswith(FORMULA_STARTS) else text)
+
+
+def _numbers(values, names):
+    numbers = [values.get(name, math.nan) for name in names]
+    return ["" if math.isnan(value) else f"{value:.6g}" for value in numbers]
 
 
 # The page ------------------------------------------------------------------------------------------------------------
 
 
-def _page(run, others, heading, results, means, problems, total):
-    rows = {**heading, "Rendered": f"{len(results)} of {total} photos"}
+def _page(run, rows, results, means, problems, listed):
     rows |= {f"Mean {name}": metric_text(name, mean) for name, mean in means.items()}
-    facts = "".join(f"<div><dt>{html.escape(what)}</dt><dd>{html.escape(str(value))}</dd></div>"
-                    for what, value in rows.items())
-    links = [f'<a href="{_address(name)}">{html.escape(name[len("index_"):-len(".html")])}</a>' for name in others]
-    lists = _list("Other runs", links) + _list("Not rendered", map(html.escape, problems))
-    orders = "".join(f"<option>{html.escape(text)}</option>"
+    facts = "".join(f"<div><dt>{_text(what)}</dt><dd>{_text(value)}</dd></div>" for what, value in rows.items())
+    orders = "".join(f"<option>{_text(text)}</option>"
                      for text in ("in order", *(f"by {name}, lowest first" for name in means)))
     cards = "\n".join(_card(number, result, means) for number, result in enumerate(results))
-    return _TEMPLATE.format(run=html.escape(run), facts=facts, lists=lists, orders=orders, cards=cards, style=_STYLE,
-                            script=_SCRIPT)
+    runs = '<p><a href="../index.html">All runs</a></p>' if listed else ""
+    return _TEMPLATE.format(run=_text(run), facts=facts, lists=runs + _list("Not rendered", map(_text, problems)),
+                            orders=orders, cards=cards, style=_STYLE, script=_SCRIPT)
+
+
+def _list_of_runs(root):
+    """Returns the page that lists the runs in a folder, the latest first."""
+    runs = []
+    for path in root.glob(f"*/{SETTINGS}"):
+        try:
+            about = json.loads(path.read_text(encoding="utf-8"))
+            values = about["date"], f"{about['rendered']} of {about['photos']}", metrics_text(
+                {name: math.nan if mean is None else mean for name, mean in about["means"].items()})
+            weights = about["settings"]["weights"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not written by us
+            continue
+        link = f'<a href="{_address(f"{path.parent.name}/index.html")}">{_text(path.parent.name)}</a>'
+        runs.append((values[0], "".join(f"<td>{cell}</td>" for cell in (link, *map(_text, (*values, weights))))))
+    rows = "\n".join(f"<tr>{cells}</tr>" for _, cells in sorted(runs, reverse=True))
+    return _RUNS_TEMPLATE.format(rows=rows, style=_STYLE)
+
+
+def _text(value):
+    """Returns a value as text, quoted for HTML."""
+    return html.escape(utils.printable(value))
 
 
 def _list(summary, entries):
@@ -137,7 +193,7 @@ def _list(summary, entries):
 
 def _card(number, result, metric_names):
     """Returns the part of one photo: slider, pictures to compare the result with, metrics."""
-    name = html.escape(result.name)
+    name = _text(result.name)
     address = {kind: _address(f"{PICTURES}/{file}") for kind, file in result.pictures.items()}
     width, height = result.size
     choices = "".join(
@@ -154,13 +210,13 @@ def _card(number, result, metric_names):
 <input type="range" min="0" max="100" value="50" aria-label="Line between {name} and its result">
 </div>
 <div class="choices">{choices}</div>
-<p>{html.escape(metrics_text(result.metrics))}</p>
+<p>{_text(metrics_text(result.metrics))}</p>
 </article>"""
 
 
 def _address(path):
     """Returns a relative URL, quoted for URLs and HTML."""
-    return html.escape(urllib.parse.quote(path))
+    return html.escape(urllib.parse.quote(os.fsencode(path)))
 
 
 _STYLE = """
@@ -179,6 +235,7 @@ article { min-width: 0; content-visibility: auto; contain-intrinsic-size: auto 2
 .line { position: absolute; inset: 0 auto 0 var(--x); width: 2px; background: #fff; box-shadow: 0 0 4px #000 }
 .tag { position: absolute; left: 0; bottom: 0; padding: 0 .4rem; background: #000a; color: #fff }
 .right { left: auto; right: 0 }
+td, th { padding: .3rem .8rem .3rem 0; text-align: left; overflow-wrap: anywhere }
 input { opacity: 0; cursor: ew-resize; touch-action: pan-y }
 .compare:focus-within { outline: 3px solid #2a6fdb }
 .choices { display: flex; flex-wrap: wrap; gap: .4rem; margin-top: .5rem }
@@ -223,6 +280,24 @@ _TEMPLATE = """<!DOCTYPE html>
 {cards}
 </main>
 <script>{script}</script>
+</body>
+</html>
+"""
+
+_RUNS_TEMPLATE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>PyNET Bokeh: runs</title>
+<style>{style}</style>
+</head>
+<body>
+<h1>PyNET Bokeh: runs</h1>
+<table>
+<tr><th>Run</th><th>Date</th><th>Photos</th><th>Means</th><th>Weights</th></tr>
+{rows}
+</table>
 </body>
 </html>
 """

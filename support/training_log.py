@@ -172,6 +172,21 @@ def settings_of(prefix):
     return settings if isinstance(settings, dict) else {}
 
 
+def trained_val_size(settings):
+    """Returns the val_size that a level was trained with on the data set of the `settings`, None where unknown."""
+    trained = read_card(settings.level).get("settings")
+    trained = trained if isinstance(trained, dict) else {}
+    val_size, folder = trained.get("val_size"), trained.get("dataset_dir")
+    same = isinstance(folder, str) and os.path.realpath(folder) == os.path.realpath(settings.dataset_dir)
+    return val_size if same and type(val_size) is int and val_size >= 0 else None
+
+
+def takes_maps(settings):
+    """Returns whether a network sees depth maps, as far as its card knows: only a checkpoint says it for certain."""
+    trained = None if settings.orig or settings.small else read_card(settings.level).get("settings")
+    return trained.get("use_depth") is not False if isinstance(trained, dict) else True
+
+
 def card_rows(level, iteration):
     """Returns {what: text} about the checkpoint of an iteration; {} where the card does not know it."""
     card = read_card(level)

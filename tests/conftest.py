@@ -160,6 +160,12 @@ def small_dataset(tmp_path_factory):
     return folder
 
 
+def newest_result(name, folder="."):
+    """The path of a rendered picture, in the folder of whatever run; of several, the newest."""
+    paths = (pathlib.Path(folder) / utils.FULL_RESOLUTION).glob(f"*/{name}")
+    return max(paths, key=lambda path: path.stat().st_mtime_ns)
+
+
 # Trainings -----------------------------------------------------------------------------------------------------------
 
 

@@ -39,7 +39,7 @@ def rendered_scenes(workplace):
     for number in range(demo.TEST_COUNT):
         for name in (f"original/{number}.jpg", f"original_depth/{number}.png", f"bokeh/{number}.jpg"):
             write(demo.FOLDER / "ebb_dataset/test" / name, (300, 200), (200, 0, 0))
-        write(demo.FOLDER / f"results/full-resolution/{number}_level_1_small.png", (300, 200), (0, 200, 0))
+        write(demo.FOLDER / demo.RENDERED / f"{number}_level_1_small.png", (300, 200), (0, 200, 0))
 
 
 def test_the_first_sheet_shows_photo_depth_map_result_and_target_of_every_photo(rendered_scenes):

@@ -15,6 +15,7 @@ import zlib
 
 import numpy as np
 import pytest
+from conftest import newest_result
 from depth_network_files import expected_map
 from PIL import Image, ImageCms, PngImagePlugin
 
@@ -22,7 +23,7 @@ import load_dataset
 import model
 import test_model
 import utils
-from support import checkpoints, dataset_files, depth_networks, devices, embedded_depth, own_photos
+from support import checkpoints, dataset_files, depth_networks, devices, embedded_depth, own_photos, renderer
 from utils import DataError
 
 SIZE = WIDTH, HEIGHT = 96, 80
@@ -426,8 +427,9 @@ def give_the_photo_back(network, level):
 @pytest.fixture
 def rendering(workplace, call, monkeypatch):
     """rendering("images_dir=photos", ...) runs test_model.py with a network that gives the photo back: a `Call`."""
+    pathlib.Path("weights.index").write_bytes(b"checksums")
     monkeypatch.setattr(test_model, "find_weights", lambda _: ("weights", "_level_1_orig.png"))
-    monkeypatch.setattr(test_model, "make_renderer", give_the_photo_back)
+    monkeypatch.setattr(renderer, "make_renderer", give_the_photo_back)
     monkeypatch.setattr(model, "build_pynet", lambda **_: types.SimpleNamespace(variables={}))
     monkeypatch.setattr(model, "network_for_level", lambda *_: None)
     monkeypatch.setattr(devices, "start_tensorflow", lambda *_: None)
@@ -447,7 +449,7 @@ def add_photo(name, write=None, size=SIZE, depth=True):
 
 
 def result_of(name):
-    with Image.open(utils.FULL_RESOLUTION / f"{name}_level_1_orig.png") as image:
+    with Image.open(newest_result(f"{name}_level_1_orig.png")) as image:
         return np.asarray(image)
 
 
@@ -522,6 +524,16 @@ def test_without_depth_dir_the_depth_maps_inside_the_photos_are_used(rendering):
         assert np.abs(result_of(name).astype(int) - colours()).mean() < 3
     done = rendering()  # whose depth_dir= has none of a, b and damaged
     assert "Depth maps: inside a.jpg, b.jpg, damaged.jpg\n" in done.out and "error: 1 of 4 photos" in done.err
+
+
+def test_photos_without_depth_maps_are_one_line_with_their_number_before_tensorflow_starts(rendering, monkeypatch):
+    monkeypatch.setattr(devices, "start_tensorflow", lambda *_: pytest.fail("started TensorFlow"))
+    for number in range(5):
+        add_photo(f"{number}.jpg", lambda path: upright().save(path), depth=False)
+    done = rendering("images_dir=photos", "depth_dir=depth", "depth_is=distance")
+    assert done.status == 1 and done.err == (
+        "error: photos: 5 photos (0.jpg, 1.jpg, 2.jpg ...) have no depth map in depth; "
+        "python -m tools.make_depth_maps makes them\n")
 
 
 def test_photos_without_any_depth_map_are_one_line(rendering):
@@ -602,7 +614,7 @@ def test_profile_and_date_travel_into_the_result(rendering):
     exif[DATE] = "2020:01:02 03:04:05"
     add_photo("a.jpg", lambda path: upright().save(path, exif=exif, icc_profile=SRGB))
     assert rendering().status == 0
-    with Image.open(utils.FULL_RESOLUTION / "a_level_1_orig.png") as image:
+    with Image.open(newest_result("a_level_1_orig.png")) as image:
         assert image.info["icc_profile"] == SRGB and image.getexif()[DATE] == "2020:01:02 03:04:05"
 
 
@@ -615,7 +627,7 @@ def test_photo_that_does_not_fit_into_memory_is_named_and_the_others_are_rendere
         return render
     add_photo("a.png", size=(200, 200))
     add_photo("b.png")
-    monkeypatch.setattr(test_model, "make_renderer", full)
+    monkeypatch.setattr(renderer, "make_renderer", full)
     done = rendering()
     assert done.status == 1 and "photos/a.png: does not fit into the device's memory" in done.err
     assert "Traceback" not in done.err and result_of("b").shape == (HEIGHT, WIDTH, 3)

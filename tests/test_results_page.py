@@ -5,17 +5,20 @@ How the page looks and sorts was tried in a browser; here its elements are read.
 
 import csv
 import html.parser
+import json
 import math
+import os
+import re
 import urllib.parse
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
+import utils
 from support import results_page
 
 METRICS = ("PSNR", "SSIM", "MS-SSIM")
-RUN = "level_1_orig"
 NAMES = ["7", "with 'quotes\" and <b>", "100% #1 ?a=b&c", "Фото 写真", "space at end "]
 SIZE = WIDTH, HEIGHT = 120, 80
 
@@ -38,14 +41,16 @@ class Elements(html.parser.HTMLParser):
         return [attributes for found, attributes in self.found if found == tag]
 
 
-def make_result(folder, name, metrics, target=True, size=SIZE):
+def make_result(folder, name, metrics, target=True, size=SIZE, profile=None):
+    folder.mkdir(parents=True, exist_ok=True)
     width, height = size
     y, x = np.mgrid[:height, :width]
     result = np.uint8(np.dstack([x % 256, y % 256, 0 * x]))
     path = folder / f"{name}_level_1_orig.png"
     Image.fromarray(result).save(path)
     photo_and_depth = np.full((height // 2, width // 2, 4), (10, 60, 110, 200), np.uint8)
-    pictures = results_page.write_thumbnails(path, photo_and_depth, result, result if target else None, "depth")
+    pictures = results_page.write_thumbnails(path, photo_and_depth, result, result if target else None, "depth",
+                                             profile)
     return results_page.Result(name, path, size, metrics, pictures)
 
 
@@ -54,7 +59,7 @@ def page(tmp_path):
     """The page of five photos with odd names and one that could not be rendered, its elements, and its folder."""
     results = [make_result(tmp_path, name, dict(zip(METRICS, (20.123 + number, 0.5, math.nan))))
                for number, name in enumerate(NAMES[:4])] + [make_result(tmp_path, NAMES[4], {}, target=False)]
-    path = results_page.write_page(tmp_path, RUN, {"Level": 1, "Photos": "a & <b>"}, results,
+    path = results_page.write_page(tmp_path, {"level": 1, "photos": "a & <b>"}, {"Origin": "here"}, results,
                                    ["photos/x<y>.jpg: is damaged"], 6)
     return tmp_path, Elements(path.read_text(encoding="utf-8"))
 
@@ -107,10 +112,11 @@ def test_cards_carry_what_they_are_sorted_by(page):
 
 def test_table_holds_every_photo_with_its_metrics(page):
     folder, _ = page
-    with open(folder / f"metrics_{RUN}.csv", newline="", encoding="utf-8") as table:
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as table:
         rows = list(csv.DictReader(table))
     assert list(rows[0]) == ["photo", "result", "width", "height", *METRICS]
-    assert [row["photo"] for row in rows] == NAMES
+    assert [row["photo"] for row in rows] == [*NAMES, "mean"]
+    assert float(rows[-1]["PSNR"]) == pytest.approx(21.623) and rows[-1]["MS-SSIM"] == ""
     assert rows[0] == {"photo": "7", "result": "7_level_1_orig.png", "width": "120", "height": "80", "PSNR": "20.123",
                        "SSIM": "0.5", "MS-SSIM": ""}
     assert rows[4]["PSNR"] == ""
@@ -125,22 +131,66 @@ def test_small_pictures_of_one_photo_have_one_size(tmp_path):
 
 def test_page_of_300_photos_is_small(tmp_path):
     result = make_result(tmp_path, "photo", dict.fromkeys(METRICS, 0.5))
-    path = results_page.write_page(tmp_path, RUN, {}, 300 * [result], [], 300)
+    path = results_page.write_page(tmp_path, {}, {}, 300 * [result], [], 300)
     assert path.stat().st_size < 700_000
 
 
-def test_runs_do_not_replace_each_others_page_and_index_shows_the_latest_with_links_to_the_others(page):
-    folder, _ = page
-    for photo in ("first", "second"):
-        results_page.write_page(folder, "level_3_orig", {}, [make_result(folder, photo, {})], [], 1)
-    latest, earlier = (Elements((folder / name).read_text(encoding="utf-8"))
-                       for name in ("index.html", f"index_{RUN}.html"))
-    assert len(latest.all("article")) == 1 and "second" in latest.text and "first" not in latest.text
-    assert latest.all("a")[0]["href"] == f"index_{RUN}.html"
-    assert len(earlier.all("article")) == len(NAMES)
-    assert (folder / "metrics_level_3_orig.csv").read_text().endswith("height\nsecond,second_level_1_orig.png,120,80\n")
-    assert (folder / f"metrics_{RUN}.csv").read_text().count("\n") == 1 + len(NAMES)
-    assert not list(folder.glob("*.partial*")) and not list(folder.glob(".*"))
+def test_thumbnails_keep_the_photos_colour_profile(tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    result = make_result(tmp_path, "a", {}, profile=profile)
+    found = {kind: Image.open(tmp_path / results_page.PICTURES / name).info.get("icc_profile")
+             for kind, name in result.pictures.items()}
+    assert found == {"photo": profile, "result": profile, "target": profile, "depth": None}
+
+
+def test_cells_that_a_spreadsheet_would_compute_are_text(tmp_path):
+    names = ["=1+1", "+1", "-1", "@a"]
+    results = [make_result(tmp_path, name, {"PSNR": -3.5}) for name in names]
+    results_page.write_page(tmp_path, {}, {}, results, [], 4)
+    with open(tmp_path / "metrics.csv", newline="", encoding="utf-8") as table:
+        rows = list(csv.DictReader(table))
+    assert [row["photo"] for row in rows] == [*(f"'{name}" for name in names), "mean"]
+    assert rows[0]["result"].startswith("'=1+1_") and float(rows[0]["PSNR"]) == -3.5
+
+
+def test_names_that_are_no_utf_8_are_shown_and_linked(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    path = results_page.write_page(tmp_path, {}, {}, [make_result(tmp_path, name, {})], [f"{name}: is damaged"], 2)
+    elements = Elements(path.read_text(encoding="utf-8"))
+    address = elements.all("a")[0]["href"]
+    assert (tmp_path / os.fsdecode(urllib.parse.unquote_to_bytes(address))).is_file() and "caf\\udce9" in elements.text
+
+
+def test_settings_are_written_as_json_with_the_means(page):
+    about = json.loads((page[0] / "settings.json").read_text())
+    assert about["settings"] == {"level": 1, "photos": "a & <b>"} and (about["rendered"], about["photos"]) == (5, 6)
+    assert about["means"] == {"PSNR": pytest.approx(21.623), "SSIM": 0.5, "MS-SSIM": None}
+
+
+def test_index_lists_the_runs_latest_first_and_what_is_not_a_run_is_left_out(workplace):
+    for number, run in enumerate(["a <b>", "c"]):
+        folder = utils.FULL_RESOLUTION / run
+        result = make_result(folder, "x", {"PSNR": 20.0 + number})
+        results_page.write_page(folder, {"weights": "models/w"}, {}, [result], [], 2)
+        about = json.loads((folder / "settings.json").read_text())
+        (folder / "settings.json").write_text(json.dumps(about | {"date": f"2026-01-0{number + 1}"}))
+    for content in ("{", "[]", '{"date": 1}'):
+        folder = utils.FULL_RESOLUTION / f"not a run {len(content)}"
+        folder.mkdir()
+        (folder / "settings.json").write_text(content)
+    folder = utils.FULL_RESOLUTION / "a <b>"
+    page = results_page.write_page(folder, {"weights": "models/w"}, {}, [make_result(folder, "x", {})], [], 1)
+    index = Elements((utils.FULL_RESOLUTION / "index.html").read_text(encoding="utf-8"))
+    assert [link["href"] for link in index.all("a")] == ["a%20%3Cb%3E/index.html", "c/index.html"]
+    assert "1 of 2" in index.text and "PSNR 21.00 dB" in index.text and "models/w" in index.text
+    assert Elements(page.read_text()).all("a")[0]["href"] == "../index.html"
+
+
+def test_name_of_a_run_is_that_of_the_photos_with_a_checksum_of_all_that_counts():
+    name = results_page.run_name("somewhere/2024.05/", "level_1_small", {"a": 1})
+    assert re.fullmatch(r"2024\.05_level_1_small-[0-9a-f]{8}", name)
+    assert name != results_page.run_name("somewhere/2024.05/", "level_1_small", {"a": 2})
+    assert len(os.fsencode(results_page.run_name("é" * 120, "level_1_small", {}))) < 100
 
 
 def test_metrics_in_words():

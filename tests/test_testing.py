@@ -6,9 +6,11 @@ The photos are PNG, so that every number can be computed again. The network is t
 import collections
 import csv
 import functools
+import json
 import os
 import re
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -17,14 +19,14 @@ import types
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import LOCAL_SMALL
+from conftest import LOCAL_SMALL, newest_result
 from PIL import Image, ImageFilter
 
 import load_dataset
 import model
 import test_model
 import utils
-from support import checkpoints, devices, results_page, training_log
+from support import checkpoints, devices, renderer, results_page, training_log
 
 PHOTOS = {  # name: (width, height), with a target?
     "1": ((256, 320), True),
@@ -34,7 +36,6 @@ PHOTOS = {  # name: (width, height), with a target?
     "11": ((64, 64), True),  # nothing is left between the borders
     "12": ((65, 128), False)}
 PLACES = {"PSNR": 2, "SSIM": 4, "MS-SSIM": 4}  # after the decimal point, as printed
-PICTURES = utils.FULL_RESOLUTION
 
 
 def write_photos(photos, split="test"):
@@ -95,7 +96,7 @@ def white_network(monkeypatch):
     """A renderer that gives white images without any network, for what is the same with any."""
     def make_renderer(network, level):
         return lambda photo, size: np.ones((size[1] >> (level - 1), size[0] >> (level - 1), 3), np.float32)
-    monkeypatch.setattr(test_model, "make_renderer", make_renderer)
+    monkeypatch.setattr(renderer, "make_renderer", make_renderer)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,7 @@ def size_of(picture):
 
 
 def pictures():
-    return sorted(path.name for path in PICTURES.glob("*.png"))
+    return sorted(path.name for path in utils.FULL_RESOLUTION.glob("*/*.png"))
 
 
 # Pictures ------------------------------------------------------------------------------------------------------------
@@ -141,7 +142,7 @@ def test_every_photo_is_rendered_at_its_size_in_numeric_order(whole_run):
     assert (done.status, done.err) == (0, "")
     assert re.findall(r"/(\d+)_level_1_iteration_10.png", done.out) == list(PHOTOS)
     for name, (size, _) in PHOTOS.items():
-        assert size_of(folder / PICTURES / f"{name}_level_1_iteration_10.png") == size
+        assert size_of(newest_result(f"{name}_level_1_iteration_10.png", folder)) == size
 
 
 @pytest.mark.parametrize("name", ["1", "2"])
@@ -149,7 +150,7 @@ def test_picture_is_the_networks_output_clipped_and_rounded(whole_run, expected_
     folder, _ = whole_run(1)
     expected = expected_output(name)
     assert np.mean(expected == 1) > 0.02 and np.mean(expected == 0) > 0.02
-    with Image.open(folder / PICTURES / f"{name}_level_1_iteration_10.png") as picture:
+    with Image.open(newest_result(f"{name}_level_1_iteration_10.png", folder)) as picture:
         np.testing.assert_allclose(picture, 255 * expected, rtol=0, atol=0.51)
 
 
@@ -157,15 +158,52 @@ def test_picture_of_an_upper_level_has_the_photos_size_halved_for_each_level(who
     folder, done = whole_run(7)
     assert done.status == 0
     for name, size in {"1": (4, 5), "2": (3, 3), "3": (2, 1)}.items():
-        assert size_of(folder / PICTURES / f"{name}_level_7_iteration_10.png") == size
+        assert size_of(newest_result(f"{name}_level_7_iteration_10.png", folder)) == size
 
 
-def test_results_of_the_same_name_are_replaced(place_with, call, white_network):
+def test_a_run_of_the_same_inputs_and_settings_replaces_itself_any_other_has_its_own_folder(
+        place_with, call, white_network, checkpoint, link_checkpoint):
     place_with("3")
-    PICTURES.mkdir(parents=True)
-    Image.new("RGB", (1, 1)).save(PICTURES / "3_level_7_iteration_10.png")
+    write_photos({"2": PHOTOS["2"], "3": PHOTOS["3"]}, "train")
+    shutil.copytree("ebb_dataset", "other/ebb_dataset")
+    link_checkpoint(checkpoint, checkpoints.checkpoint_prefix(6, 10))
+    calls = [["level=7"], ["level=7", "precision=bfloat16"], ["level=7", "val_size=1"], ["level=7", "restore_iter=9"],
+             ["level=7", "dataset_dir=other/ebb_dataset"], ["level=6"],
+             ["level=7", "images_dir=ebb_dataset/test/original", "depth_dir=ebb_dataset/test/original_depth"],
+             ["level=7", "images_dir=ebb_dataset/test/original", "depth_dir=ebb_dataset/test/original_depth",
+              "max_side=100"]]
+    for arguments in calls:
+        assert call(test_model, *arguments).status == 0
+    runs = sorted(utils.FULL_RESOLUTION.glob("*/"))
+    assert len(runs) == len(calls)
+    assert call(test_model, "level=7", "dataset_dir=./ebb_dataset").status == 0
+    assert sorted(utils.FULL_RESOLUTION.glob("*/")) == runs
+    page = (utils.FULL_RESOLUTION / "index.html").read_text()
+    assert all(f"{run.name}/index.html" in page for run in runs)
+
+
+def test_new_weights_under_an_old_name_get_a_folder_of_their_own(place_with, call, white_network, network):
+    place_with("3")
     assert call(test_model, "level=7").status == 0
-    assert pictures() == ["3_level_7_iteration_10.png"] and size_of(PICTURES / pictures()[0]) == (2, 1)
+    for suffix in checkpoints.SUFFIXES:
+        os.remove(f"{checkpoints.checkpoint_prefix(7, 10)}{suffix}")
+    values = {name: tf.Variable(variable + 1) for name, variable in network.variables.items()}
+    checkpoints.save_checkpoint(values, checkpoints.checkpoint_prefix(7, 10))
+    assert call(test_model, "level=7").status == 0
+    assert pictures() == 2 * ["3_level_7_iteration_10.png"]
+
+
+def test_out_is_where_the_run_is_written(place_with, call, white_network):
+    place_with("3")
+    assert call(test_model, "level=7", "out=mine/there").status == 0
+    assert {"3_level_7_iteration_10.png", "index.html", "metrics.csv", "settings.json"} <= set(os.listdir("mine/there"))
+    assert "All runs" not in open("mine/there/index.html").read() and not pictures()
+
+
+def test_out_is_not_where_the_photos_are(place_with, call):
+    place_with("3")
+    done = call(test_model, "level=7", "images_dir=ebb_dataset/test/original", "out=./ebb_dataset/test/original/")
+    assert done.status == 2 and "out=./ebb_dataset/test/original/: is where the photos" in done.err
 
 
 # Metrics -------------------------------------------------------------------------------------------------------------
@@ -222,8 +260,9 @@ def test_levels_4_to_7_render_without_metrics_and_say_why(whole_run):
 
 def test_page_table_and_means_are_of_what_was_printed(whole_run):
     folder, done = whole_run(1)
-    with open(folder / PICTURES / "metrics_level_1_iteration_10_ebb_dataset_float32.csv", newline="") as table:
+    with open(newest_result("metrics.csv", folder), newline="") as table:
         rows = {row["photo"]: row for row in csv.DictReader(table)}
+    mean_row = rows.pop("mean")
     assert list(rows) == list(PHOTOS)
     for name in PHOTOS:
         written = {metric: round(float(rows[name][metric]), PLACES[metric]) for metric in PLACES if rows[name][metric]}
@@ -231,12 +270,15 @@ def test_page_table_and_means_are_of_what_was_printed(whole_run):
     means = {metric: np.mean([float(row[metric]) for row in rows.values() if row[metric]]) for metric in PLACES}
     [mean] = [line for line in done.out.splitlines() if line.startswith("Mean: ")]
     assert printed_metrics(mean) == {name: pytest.approx(means[name], abs=0.6 * 0.1 ** PLACES[name]) for name in PLACES}
-    page = (folder / PICTURES / "index.html").read_text()
+    assert {name: float(mean_row[name]) for name in PLACES} == pytest.approx(means, rel=1e-5)
+    about = json.loads(newest_result("settings.json", folder).read_text())
+    assert about["means"] == pytest.approx(means, rel=1e-5) and about["settings"]["precision"] == "float32"
+    page = newest_result("index.html", folder).read_text()
     assert page.count("<article") == len(PHOTOS) and str(checkpoints.checkpoint_prefix(1, 10)) in page
 
 
 @pytest.mark.parametrize("arguments, curve", [
-    ([], "test_ebb_dataset_float32"), (["dataset_dir=other.d/"], "test_other_float32"),
+    ([], "test_ebb_dataset_float32"), (["dataset_dir=other.d/"], "test_other.d_float32"),
     (["val_size=1", "precision=bfloat16"], "test_ebb_dataset_val_1_bfloat16"), (["small=true"], None)])
 def test_means_get_a_curve_for_each_data_set_and_precision(place_with, call, white_network, small_checkpoint,
                                                            link_checkpoint, monkeypatch, arguments, curve):
@@ -248,7 +290,7 @@ def test_means_get_a_curve_for_each_data_set_and_precision(place_with, call, whi
     written = []
     monkeypatch.setattr(training_log, "write_test_means", lambda *arguments: written.append(arguments[:3]))
     assert call(test_model, *arguments).status == 0
-    assert written == ([(1, 10, curve)] if curve else [])
+    assert [(*where, name[:-len("-12345678")]) for *where, name in written] == ([(1, 10, curve)] if curve else [])
 
 
 # Which weights, which photos -----------------------------------------------------------------------------------------
@@ -272,7 +314,7 @@ def test_small_network_comes_with_the_scripts_whatever_folder_they_are_called_fr
     place_with("2")
     done = run_script("test_model.py", "small=true", "level=7", "use_gpu=false", cwd=".")
     assert (done.status, done.err) == (0, "") and "Data: 1 photo of ebb_dataset/\n" in done.out
-    assert size_of(PICTURES / "2_level_7_small.png") == (3, 3)
+    assert size_of(newest_result("2_level_7_small.png")) == (3, 3)
 
 
 def test_without_own_weights_the_training_and_the_other_weights_are_named(place_with, call):
@@ -296,6 +338,31 @@ def test_val_size_takes_the_last_pairs_of_train(place_with, call, white_network)
     write_photos(dict.fromkeys(("2", "9", "10"), PHOTOS["11"]), "train")
     assert call(test_model, "level=7", "val_size=2").status == 0
     assert pictures() == ["10_level_7_iteration_10.png", "9_level_7_iteration_10.png"]
+
+
+@pytest.mark.parametrize("arguments, rendered, says", [
+    ([], ["10", "9"], "out: val_size=2, as in training"), (["val_size=2"], ["10", "9"], ""),
+    (["val_size=1"], ["10"], "err: warning: val_size=1: level 7 was trained with val_size=2\n"),
+    (["val_size=3"], ["10", "4", "9"], "err: trained with val_size=2, and knows some of these photos"),
+    (["dataset_dir=other"], ["10", "2", "4", "9"], ""), (["small=true"], ["1"], "")])
+def test_val_size_is_that_of_the_training_on_the_same_data_set(place_with, call, white_network, checkpoint,
+                                                               link_checkpoint, arguments, rendered, says):
+    place_with("1")
+    write_photos(dict.fromkeys(("2", "9", "10", "4"), PHOTOS["11"]), "train")
+    shutil.copytree("ebb_dataset/train", "other/test")
+    link_checkpoint(checkpoint, LOCAL_SMALL)
+    training_log.card_path(7).write_text(json.dumps({"settings": {"val_size": 2, "dataset_dir": "./ebb_dataset"}}))
+    done = call(test_model, "level=7", *arguments)
+    assert done.status == 0, done.err
+    assert [name.split("_")[0] for name in pictures()] == rendered
+    assert says.partition(": ")[2] in (done.out if says.startswith("out") else done.err)
+    assert "val_size" not in done.err or says.startswith("err")
+
+
+def test_without_targets_val_size_is_named(place_with, call, white_network, checkpoint, link_checkpoint):
+    place_with("12")
+    link_checkpoint(checkpoint, checkpoints.checkpoint_prefix(3, 1))
+    assert "No metrics: ebb_dataset/ has no targets in test/bokeh/; val_size=N " in call(test_model, "level=3").out
 
 
 def test_network_is_built_as_the_checkpoint_says(place_with, call, monkeypatch, network):
@@ -378,16 +445,16 @@ def test_picture_that_cannot_be_written_is_named(place_with, call, white_network
     monkeypatch.setattr(utils, "write_image", full_for_one)
     done = call(test_model, "level=7")
     assert done.status == 1 and pictures() == ["3_level_7_iteration_10.png"]
-    assert done.err.startswith("error: results/full-resolution/2_level_7_iteration_10.png: it or its small pictures "
-                               "could not be written (No space left on device)\n")
+    assert re.match(r"error: results/full-resolution/\S*/2_level_7_iteration_10\.png: it or its small pictures "
+                    r"could not be written \(No space left on device\)\n", done.err)
 
 
 def test_page_that_cannot_be_written_is_named_and_the_status_is_1(place_with, call, white_network):
     place_with("3")
-    (PICTURES / "index.html").mkdir(parents=True)
+    (utils.FULL_RESOLUTION / "index.html").mkdir(parents=True)
     done = call(test_model, "level=7")
     assert done.status == 1 and pictures() == ["3_level_7_iteration_10.png"]
-    assert re.fullmatch("error: .*results/full-resolution/index.html.*\n", done.err)
+    assert re.fullmatch("error: results/full-resolution/.*index.html.*\n", done.err)
 
 
 def test_ctrl_c_leaves_whole_pictures_and_the_page_of_what_was_rendered(place_with, call, monkeypatch):
@@ -399,12 +466,54 @@ def test_ctrl_c_leaves_whole_pictures_and_the_page_of_what_was_rendered(place_wi
             return np.ones((4, 4, 3), np.float32)
         return render
 
-    monkeypatch.setattr(test_model, "make_renderer", stopped_at_the_third)
+    monkeypatch.setattr(renderer, "make_renderer", stopped_at_the_third)
     done = call(test_model, "level=7")
     assert done.status == 130 and "Traceback" not in done.err
-    assert "2 of 3 photos" in (PICTURES / "index.html").read_text()
+    assert "2 of 3 photos" in newest_result("index.html").read_text()
     assert pictures() == [f"{name}_level_7_iteration_10.png" for name in "23"]
-    assert not list(PICTURES.rglob(".*"))
+    assert not list(utils.FULL_RESOLUTION.rglob(".*"))
+
+
+def test_sigterm_writes_the_page_of_what_was_rendered(place_with, call, monkeypatch):
+    place_with("2", "3", "10")
+    told = threading.Event()
+
+    def told_to_stop(network, level):  # while one photo is in the network, one waits for it, and one has not begun
+        def render(photo, size):
+            if not told.is_set():
+                told.set()
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.5)
+            return np.ones((4, 4, 3), np.float32)
+        return render
+
+    monkeypatch.setattr(renderer, "make_renderer", told_to_stop)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        done = call(test_model, "level=7")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert done.status == 128 + signal.SIGTERM
+    assert re.search("[12] of 3 photos", newest_result("index.html").read_text())
+
+
+def test_unexpected_exception_of_one_photo_is_named_and_the_others_are_rendered(place_with, call, white_network,
+                                                                                monkeypatch):
+    place_with("2", "3")
+    load = load_dataset.load_input
+    monkeypatch.setattr(load_dataset, "load_input", lambda pair: [][1] if pair.name == "2" else load(pair))
+    done = call(test_model, "level=7")
+    assert done.status == 1 and pictures() == ["3_level_7_iteration_10.png"]
+    assert done.err.startswith("error: ebb_dataset/test/original/2.png: IndexError: list index out of range\n")
+
+
+def test_picture_that_is_not_finite_is_named_and_not_written(place_with, call, monkeypatch):
+    place_with("2")
+    picture = np.full((4, 4, 3), np.nan, np.float32)
+    monkeypatch.setattr(renderer, "make_renderer", lambda *_: lambda photo, size: picture)
+    done = call(test_model, "level=7")
+    assert done.status == 1 and not pictures()
+    assert done.err.startswith("error: ebb_dataset/test/original/2.png: its picture is not finite; ")
 
 
 # Overlap -------------------------------------------------------------------------------------------------------------
@@ -435,7 +544,7 @@ def rendered_in_steps(place_with, call, monkeypatch):
             return write(path, photo, *others)
 
         monkeypatch.setattr(load_dataset, "load_input", read_index)
-        monkeypatch.setattr(test_model, "make_renderer", lambda *_: render_index)
+        monkeypatch.setattr(renderer, "make_renderer", lambda *_: render_index)
         monkeypatch.setattr(results_page, "write_thumbnails", write_index)
         return call(test_model, "level=7")
     return run

@@ -26,10 +26,9 @@ import PIL
 from PIL import Image
 
 import load_dataset
-import test_model
 import train_model
 import utils
-from support import checkpoints, dataset_files, devices, updates
+from support import checkpoints, dataset_files, devices, renderer, updates
 from tools import make_scenes
 from utils import LazyModule, Parameter, tf
 
@@ -128,7 +127,7 @@ def rendering(level, precision, width):
     """Returns (what it is, a function that renders a photo of EBB!'s size, its floating-point operations)."""
     columns, rows = PHOTO_SIZE
     pynet = model.build_pynet(precision=precision, width_multiplier=float(width))
-    render = test_model.make_renderer(model.network_for_level(pynet, level), level)
+    render = renderer.make_renderer(model.network_for_level(pynet, level), level)
     photo = np.random.default_rng(0).integers(0, 256, (rows // 2, columns // 2, pynet.input.shape[-1]), np.uint8)
     count = operations(level, rows // 2, columns // 2, width)
     return f"render {rows} x {columns}, level {level}", lambda: render(photo, PHOTO_SIZE), count

@@ -23,6 +23,7 @@ from tools import make_scenes, plot_logs
 from utils import DataError, Parameter
 
 FOLDER = utils.RESULTS / "demo"
+RENDERED = utils.RESULTS / "rendered"  # in it
 SHEET = utils.RESULTS / "demo.png"
 MARKER = FOLDER / ".made_by_demo"
 SCRIPTS = pathlib.Path(__file__).resolve().parent.parent
@@ -77,7 +78,7 @@ def prepare_folder():
 
 def commands(seed):
     """Yields the calls of the scripts, each as [script, argument, ...]."""
-    yield ["test_model.py", "small=true"]
+    yield ["test_model.py", "small=true", f"out={RENDERED}"]
     for level, iterations in SCHEDULE.items():
         rate = "4e-4" if level > 2 else "5e-5"  # 2 and 1 begin as the level above: larger steps only disturb that
         yield ["train_model.py", f"level={level}", f"num_train_iters={iterations}", f"learning_rate={rate}",
@@ -97,7 +98,7 @@ def photo_row(number):
     """Returns a test photo and what the small network made of it, as [(label, picture)]."""
     test = FOLDER / "ebb_dataset" / "test"
     files = {"photo": test / "original" / f"{number}.jpg", "depth map": test / "original_depth" / f"{number}.png",
-             "rendered by the small network": FOLDER / utils.FULL_RESOLUTION / f"{number}_level_1_small.png",
+             "rendered by the small network": FOLDER / RENDERED / f"{number}_level_1_small.png",
              "target": test / "bokeh" / f"{number}.jpg"}
     return [(label, Image.open(file).convert("RGB")) for label, file in files.items()]
 

@@ -18,7 +18,7 @@ from PIL import Image
 import test_model
 import utils
 from load_dataset import MAPS, PHOTOS
-from support import checkpoints, devices, image_metrics
+from support import checkpoints, devices, image_metrics, renderer
 from utils import DataError, Parameter, UsageError, first_line, tf
 
 FORMATS = {"": "saved_model", ".tflite": "tflite", ".keras": "keras", ".onnx": "onnx"}  # by the ending of the file
@@ -134,9 +134,12 @@ def render(features, level, photo, depth):
 
 def built_in_features(network):
     """Returns a copy of a level's network without its space-to-depth, in which Keras' own layers replace model.py's."""
+    import model
+    built_in = {model.Convolution: tf.keras.layers.Conv2D,
+                model.InstanceNormalization: tf.keras.layers.GroupNormalization}
+
     def copy(layer):
-        kind = type(layer)
-        return (kind.__base__ if kind.__module__ == "model" else kind).from_config(layer.get_config())
+        return built_in.get(type(layer), type(layer)).from_config(layer.get_config())
 
     features = tf.keras.Model(network.get_layer("space_to_depth").output, network.output, name="pynet")
     copied = tf.keras.models.clone_model(features, clone_function=copy)
@@ -205,7 +208,7 @@ def compare(network, settings, path):
     """Prints how far the exported model is from the network on a photo. Raises DataError if that is too far."""
     height, width = settings.height or TRIAL_SIZE[0], settings.width or TRIAL_SIZE[1]
     inputs = trial_photo(height, width)
-    expected = test_model.make_renderer(network, settings.level)(inputs, (2 * width, 2 * height))
+    expected = renderer.make_renderer(network, settings.level)(inputs, (2 * width, 2 * height))
     batch = np.float32(inputs[np.newaxis])
     found = load(path, settings.format)(*np.split(batch, [PHOTOS.channels], -1))[0]
     difference = np.abs(found - expected).max()
