@@ -88,7 +88,7 @@ class Experiment:
     @property
     def map_kind(self):
         """Which of load_dataset.MAPS the network sees, None without maps."""
-        return self.train_pairs[0].kind
+        return self.train_pairs[0].kind if self.train_pairs else None
 
     def kept_settings(self):
         """Returns {name: value} of the settings that a resumed run takes over: not those that say where to start."""
