@@ -101,8 +101,7 @@ def check_arguments(settings):
     for name in FOR_DATA_SETS if settings.images_dir else FOR_OWN_PHOTOS:
         if name in settings.given:
             raise UsageError(f"{name}: is for {use}")
-    if settings.depth_model not in depth_networks.NAMED and not os.path.exists(settings.depth_model):
-        raise UsageError(f"depth_model={settings.depth_model}: must be a file, or {' or '.join(depth_networks.NAMED)}")
+    check_depth_model(settings.depth_model)
     if settings.focus:
         settings.focus = parse_focus(settings.focus)
     if "depth_is" in settings.given and not settings.depth_dir:
@@ -132,6 +131,12 @@ def follow_training(settings):
     folder, split = settings.dataset_dir, "train" if settings.val_size else "test"
     if not dataset_files.list_files(folder, split, kind=None)[0]["photo"]:
         raise DataError(f"{folder}: no such folder, or no photos in {split}/; images_dir=FOLDER renders your own")
+
+
+def check_depth_model(name):
+    """Raises UsageError where a depth network is neither a file nor a known name."""
+    if name not in depth_networks.NAMED and not os.path.exists(name):
+        raise UsageError(f"depth_model={name}: must be a file, or {' or '.join(depth_networks.NAMED)}")
 
 
 def parse_focus(text):

@@ -72,9 +72,10 @@ class Renderer:
         """Returns the photo's path where a depth map is inside it; else what the depth network makes of the photo."""
         if own_photos.holds_depth(photo):
             return photo
+        pixels = own_photos.as_photo(photo)  # first, since the network may have to be fetched
         with self.lock:
             self._to_depth = self._to_depth or depth_networks.open_network(self.depth_model)
-        return self._to_depth(own_photos.as_photo(photo), own_photos.name_of(photo))
+        return self._to_depth(pixels, own_photos.name_of(photo))
 
     def check_focus(self, focus, aperture):
         """Raises UsageError where the network does not obey a focus or an aperture, see `refocus`."""
