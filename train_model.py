@@ -14,7 +14,17 @@ from PIL import Image
 
 import load_dataset
 import utils
-from support import checkpoints, dataset_files, devices, image_metrics, runs, starts, training_log, updates
+from support import (
+    checkpoints,
+    dataset_files,
+    devices,
+    experiments,
+    image_metrics,
+    runs,
+    starts,
+    training_log,
+    updates,
+)
 from utils import DataError, LazyModule, Parameter, UsageError, tf
 
 model, vgg = LazyModule("model"), LazyModule("vgg")  # which import TensorFlow
@@ -187,17 +197,20 @@ def main(argv):
     worker = updates.find_worker()
     check_arguments(settings, worker)
     with runs.locked_level(settings.level) if worker.index == 0 else contextlib.nullcontext():
-        start = runs.find_start(settings, PARAMETERS)
-        vgg_file = complete_settings(settings, start)
+        start = experiments.find_start(settings, PARAMETERS)
+        experiments.complete_settings(settings, start, DEFAULT_ITERATIONS[settings.level])
         check_arguments(settings, worker)  # those of the resumed run, too
-        if runs.is_done(settings, start.run):
+        if experiments.is_done(settings, start.run):
             utils.say(f"Level {settings.level} has {start.run.iteration} iterations; a larger num_train_iters= "
                       "continues it")
             return 0
+        vgg_file = experiments.find_vgg19(settings, LOSS_WEIGHTS[settings.level].keys() & VGG_TERMS.keys())
+        devices.start_tensorflow(precision=settings.precision)
+        experiments.follow_network(settings, start.prefix)
         pairs = dataset_files.find_training_set(settings.dataset_dir, settings.use_depth, settings.patch_size,
                                                 settings.val_size)
         code = {"commit": training_log.commit(), "loss_weights": str(LOSS_WEIGHTS[settings.level])}
-        experiment = runs.Experiment(settings, start, *pairs, code, writes=worker.index == 0)
+        experiment = experiments.Experiment(settings, start, *pairs, code, writes=worker.index == 0)
         experiment.check_maps()
         experiment.say_start()
         try:
@@ -220,34 +233,10 @@ def check_arguments(settings, worker):
         raise UsageError(f"batch_size={settings.batch_size}: is less than the {worker.count} workers of TF_CONFIG")
 
 
-def complete_settings(settings, start):
-    """Sets what the command line leaves open: as in the run that is resumed, else by the checkpoint, else by default.
-
-    Nothing else changes settings. TensorFlow, which reads the checkpoint, is started as late as possible. Returns the
-    VGG-19 file, or None. Raises DataError where the checkpoint is of another network, or VGG-19 is missing.
-    """
-    if start.resumed:
-        for name, value in start.resumed.settings.items():
-            if name not in settings.given or name == "kernel_start":  # which has had its effect
-                setattr(settings, name, value)
-    elif start.prefix and not settings.weights:
-        settings.val_size = runs.inherited_val_size(settings, start.prefix)
-    settings.num_train_iters = settings.num_train_iters or DEFAULT_ITERATIONS[settings.level]
-    vgg_file = runs.find_vgg19(settings, LOSS_WEIGHTS[settings.level].keys() & VGG_TERMS.keys())
-    devices.start_tensorflow(precision=settings.precision)
-    for name, value in checkpoints.network_settings(start.prefix).items() if start.prefix else ():
-        if name in settings.given and getattr(settings, name) != value:
-            raise DataError(f"{start.prefix}: is of a network with {name}={str(value).lower()}; leave {name}= out, or "
-                            "start at level 7 with it, from random weights")
-        setattr(settings, name, value)
-    settings.kernel_start = settings.kernel_start or ("paper" if settings.width == "1" else "he")
-    return vgg_file
-
-
 def train(experiment, worker, vgg_file):
     """Trains a level: builds, restores, then iterates; every eval_step saves, measures and shows.
 
-    experiment: the `runs.Experiment`; worker: the `updates.Worker`; vgg_file: of VGG-19, or None. Returns the status.
+    experiment: an `Experiment`; worker: an `updates.Worker`; vgg_file: of VGG-19, or None. Returns the status.
     """
     settings, run, level = experiment.settings, experiment.run, experiment.settings.level
     strategy = updates.choose_strategy(worker)  # before anything is computed

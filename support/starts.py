@@ -18,14 +18,15 @@ RAISED = 1.3  # black is -1.3 before the tanh
 def begin_level(pynet, level):
     """Sets what `level` begins with, once the levels above it are restored. Levels 6 to 4 begin at random.
 
-    Raises UsageError, at any level, where a layer that a level sets is not the one that is expected.
+    Raises UsageError, from level 7 on, where a layer that any level sets is not the one that is expected.
     """
+    begin = {7: _begin_as_input, 3: _begin_as_photo, 2: _begin_as_sharp_level_3, 1: _begin_as_level_2}.get(level)
+    if not begin:
+        return
     for misfit in _misfits(pynet):
         raise UsageError(f"kernel_start=he: sets the start of {misfit}; train with kernel_start=paper "
                          "from level 7 on, or change support/starts.py")
-    begin = {7: _begin_as_input, 3: _begin_as_photo, 2: _begin_as_sharp_level_3, 1: _begin_as_level_2}.get(level)
-    if begin:
-        begin(_layers(pynet), pynet.input.shape[-1])
+    begin(_layers(pynet), pynet.input.shape[-1])
 
 
 def frozen_layers(pynet, level):
@@ -38,7 +39,7 @@ def frozen_layers(pynet, level):
 
 
 def _misfits(pynet):
-    """Yields which of the layers that are set are missing, of another class, or have kernels of another shape."""
+    """Yields which of the layers that are set are missing, of another class, or have other kernels or inputs."""
     layers = {layer.name: layer for layer in tf.keras.Model(pynet.input, list(pynet.outputs.values())).layers}
     squares, maps = 4 * pynet.input.shape[-1], getattr(layers.get("encoder_1_3x3_conv_1"), "filters", None)
     convolution, transposed = "Convolution", "Conv2DTranspose"
@@ -52,6 +53,9 @@ def _misfits(pynet):
         found = layer and (type(layer).__name__, *(layer.weights[0].shape if layer.weights else ()))
         if found != (kind, 3, 3, inputs, outputs):
             yield f"{name}, which must be ({kind}, 3, 3, {inputs}, {outputs}), not {found or 'missing'}"
+    joined, shown = (layers.get(name) for name in ("level_3_i_concat", "encoder_1_3x3_conv_2"))
+    if not (joined and shown) or joined.input[-1] is not shown.output:
+        yield "level_3_j_3x3_conv_1, whose last inputs must be the maps of encoder_1_3x3_conv_2"
 
 
 def _begin_as_input(get_layer, channels):

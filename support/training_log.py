@@ -71,7 +71,7 @@ def iterations_above(level, restored):
 
 
 def write_curves(level, run, test, crops, scalars):
-    """Adds the points of an evaluation to the curves of a `runs.Run`. Raises DataError where they cannot be written.
+    """Adds the points of an evaluation to the curves of a `Run`. Raises DataError where they cannot be written.
 
     test, scalars: {name: value}, test metrics and others; crops: uint8 arrays of one shape, (height, width, 3).
     """
@@ -114,7 +114,7 @@ def card_path(level):
 def write_card(experiment, test):
     """Writes or replaces the card of a level; the evaluations of the same run before this one are kept.
 
-    experiment: the `runs.Experiment`; test: {name: value} of its newest evaluation.
+    experiment: the `experiments.Experiment`; test: {name: value} of its newest evaluation.
     """
     run, level, settings = experiment.run, experiment.settings.level, experiment.kept_settings()
     earlier = read_card(level)
@@ -221,7 +221,7 @@ def write_or_warn(action, *arguments):
 
 
 class TrainingLog:
-    """Reports the evaluations of a `runs.Experiment`: on the screen, in the log, as pictures and curves, in the card.
+    """Reports the evaluations of an `Experiment`: on the screen, in the log, as pictures and curves, in the card.
 
     What cannot be written is said. Workers that write nothing report nothing.
     """

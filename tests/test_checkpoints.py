@@ -19,7 +19,7 @@ from conftest import LOCAL_SMALL
 import model
 import train_model
 import utils
-from support import checkpoints, runs, training_log
+from support import checkpoints, experiments, training_log
 from utils import DataError
 
 DATA, INDEX = ".data-00000-of-00001", ".index"
@@ -155,7 +155,7 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(workplace):
         os.mkfifo(path)
     assert_restore_fails(prefix, "is missing")
     with pytest.raises(DataError, match="resume.ckpt.json: is damaged"):
-        runs.read_state(prefix, train_model.PARAMETERS)
+        experiments.read_state(prefix, train_model.PARAMETERS)
     assert training_log.read_card(7) == {}
 
 

@@ -164,6 +164,16 @@ def test_a_network_that_the_start_does_not_fit_is_refused_in_one_line_before_lev
         starts.begin_level(pynet, level)
 
 
+def test_a_network_that_shows_block_j_the_first_block_elsewhere_is_refused(monkeypatch):
+    concatenate = model._concatenate
+    monkeypatch.setattr(model, "_concatenate", lambda parts, name: concatenate(
+        parts[::-1] if name == "level_3_i" else parts, name))
+    pynet = model.build_pynet(64, 64, seed=1, width_multiplier=0.125, kernel_start="he")
+    with pytest.raises(UsageError, match="^kernel_start=he: sets the start of level_3_j_3x3_conv_1, whose last inputs"):
+        starts.begin_level(pynet, 7)
+    starts.begin_level(pynet, 6)  # which begins at random, whatever the network
+
+
 def test_a_first_block_that_is_another_is_trained(monkeypatch):
     convolution = model._Layers._convolution
     monkeypatch.setattr(model._Layers, "_convolution", lambda layers, x, maps, size, name, **options: convolution(

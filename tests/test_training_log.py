@@ -20,7 +20,7 @@ import model
 import test_model
 import train_model
 import utils
-from support import checkpoints, renderer, runs, starts, training_log
+from support import checkpoints, experiments, renderer, starts, training_log
 from tools import plot_logs
 
 
@@ -39,7 +39,7 @@ def curves(folder):
 
 
 def experiment(run, **settings):
-    return runs.Experiment(types.SimpleNamespace(**settings), runs.Start(run, None, None), [], [], {})
+    return experiments.Experiment(types.SimpleNamespace(**settings), experiments.Start(run, None, None), [], [], {})
 
 
 def read_card(level):
@@ -67,7 +67,7 @@ def training(monkeypatch, workplace, small_dataset, call, small_pynet, fake_upda
 
 def test_two_levels_that_train_at_once_keep_their_lines_apart(workplace, monkeypatch):
     monkeypatch.setattr(training_log, "write_curves", lambda *_: None)
-    logs = {level: training_log.TrainingLog(experiment(runs.Run(), level=level, dataset_dir="a\n# level=1"))
+    logs = {level: training_log.TrainingLog(experiment(experiments.Run(), level=level, dataset_dir="a\n# level=1"))
             for level in (7, 6)}
     psnr = {(7, 0): 10, (7, 10): 11, (6, 0): 20, (7, 20): 12, (6, 10): 21, (6, 20): 22}
     for (level, iteration), value in psnr.items():
@@ -207,7 +207,7 @@ def test_a_damaged_card_is_as_good_as_none(workplace, content):
 
 
 def test_test_runs_add_their_means_to_the_curves_of_the_level_each_under_its_name(workplace):
-    run = runs.Run(iteration=10, start="from level 2, iteration 5", iterations_above=100, name="run_1")
+    run = experiments.Run(iteration=10, start="from level 2, iteration 5", iterations_above=100, name="run_1")
     training_log.write_card(experiment(run, level=1), {"loss": 1.0})
     training_log.write_test_means(1, 10, "test_ebb_dataset_float32", {"PSNR": 23.5, "SSIM": 0.5, "MS-SSIM": math.nan})
     training_log.write_test_means(1, 10, "test_ebb_dataset_bfloat16", {"PSNR": 23.25})
@@ -237,7 +237,7 @@ def test_test_runs_with_another_precision_or_data_set_get_a_curve_of_their_own(
 def test_curves_that_cannot_be_written_are_a_data_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(training_log, "CURVES", tmp_path / "file")
-    run = runs.Run(iteration=1, losses=[1.0])
+    run = experiments.Run(iteration=1, losses=[1.0])
     with pytest.raises(utils.DataError, match="could not be written"):
         training_log.write_curves(7, run, {"loss": 1.0}, [np.zeros((4, 4, 3), np.uint8)], {})
     with pytest.raises(utils.DataError, match="could not be written"):
