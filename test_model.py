@@ -7,11 +7,8 @@ Each run has a folder in results/full-resolution/; index.html there shows it.
 """
 
 import concurrent.futures
-import hashlib
 import math
 import os
-import pathlib
-import re
 import signal
 import sys
 import warnings
@@ -25,9 +22,11 @@ from support import (
     dataset_files,
     depth_networks,
     devices,
+    focus_maps,
     image_metrics,
     own_photos,
     results_page,
+    scripts,
     training_log,
 )
 from support.renderer import Renderer
@@ -70,11 +69,14 @@ def main(argv):
     """Renders all photos as the arguments say. Returns the exit status: 1 if one could not be read or written."""
     settings = utils.parse_arguments(argv, PARAMETERS, USAGE)
     check_arguments(settings)
-    follow_training(settings)
+    if not settings.images_dir:
+        training_log.follow_val_size(settings)
+        dataset_files.check_photos(settings.dataset_dir, "train" if settings.val_size else "test")
     warnings.filterwarnings("ignore", module="PIL")  # about odd metadata; what cannot be read is an error all the same
     signal.signal(signal.SIGTERM, stop)
-    prefix, suffix = find_weights(settings)
-    folder, run = describe_run(settings, prefix, suffix)
+    prefix, suffix = checkpoints.find_weights(settings)
+    left_out = FOR_DATA_SETS if settings.images_dir else FOR_OWN_PHOTOS
+    folder, run = results_page.describe_run(settings, prefix, suffix, left_out)
     utils.prepare_folders(folder)
     find = own_photos.find_photos_to_render if settings.images_dir else find_test_photos
     early = settings.images_dir and not depth_networks.needs_tensorflow(settings.depth_model)
@@ -85,7 +87,7 @@ def main(argv):
     if not early or takes_maps != expected:
         found = find(settings, takes_maps)
     renderer = Renderer(prefix, settings.level, settings.precision)
-    say_what_is_in_focus(settings, renderer, found[0])
+    renderer.check_maps(settings, found[0])
     return render_all(settings, *found, renderer, prefix, folder, suffix, run)
 
 
@@ -95,15 +97,15 @@ def stop(number, frame):
 
 
 def check_arguments(settings):
-    """Raises UsageError for arguments that do not go together, DataError without a data set."""
-    check_weights(settings)
+    """Raises UsageError for arguments that do not go together."""
+    checkpoints.check_weights(settings)
     use = "a data set; leave images_dir out" if settings.images_dir else "own photos, but images_dir is missing"
     for name in FOR_DATA_SETS if settings.images_dir else FOR_OWN_PHOTOS:
         if name in settings.given:
             raise UsageError(f"{name}: is for {use}")
-    check_depth_model(settings.depth_model)
+    depth_networks.check_name(settings.depth_model)
     if settings.focus:
-        settings.focus = parse_focus(settings.focus)
+        settings.focus = focus_maps.parse_focus(settings.focus)
     if "depth_is" in settings.given and not settings.depth_dir:
         raise UsageError("depth_is: is for the maps in depth_dir=; those inside photos say what they are")
     if settings.depth_dir and os.path.realpath(settings.images_dir) == os.path.realpath(settings.depth_dir):
@@ -111,62 +113,6 @@ def check_arguments(settings):
     out = settings.out and os.path.realpath(settings.out)
     if out and out in (os.path.realpath(folder) for folder in (settings.images_dir, settings.depth_dir) if folder):
         raise UsageError(f"out={settings.out}: is where the photos or their depth maps are; give another folder")
-
-
-def follow_training(settings):
-    """Tests on the photos that the level's training left out, as its model card says, and warns of another val_size.
-
-    Raises DataError without a data set.
-    """
-    if settings.images_dir:
-        return
-    trained = None if settings.orig or settings.small else training_log.trained_val_size(settings)
-    if trained is not None and "val_size" not in settings.given:
-        settings.val_size = trained
-        if trained:
-            print(f"val_size={trained}, as in training")
-    elif trained not in (None, settings.val_size):
-        known = ", and knows some of these photos" if settings.val_size > trained else ""
-        utils.warn(f"val_size={settings.val_size}: level {settings.level} was trained with val_size={trained}{known}")
-    folder, split = settings.dataset_dir, "train" if settings.val_size else "test"
-    if not dataset_files.list_files(folder, split, kind=None)[0]["photo"]:
-        raise DataError(f"{folder}: no such folder, or no photos in {split}/; images_dir=FOLDER renders your own")
-
-
-def check_depth_model(name):
-    """Raises UsageError where a depth network is neither a file nor a known name."""
-    if name not in depth_networks.NAMED and not os.path.exists(name):
-        raise UsageError(f"depth_model={name}: must be a file, or {' or '.join(depth_networks.NAMED)}")
-
-
-def parse_focus(text):
-    """Returns (x, y) of "0.5,0.3", shares of width and height. Raises UsageError where it is no point of the photo."""
-    match = re.fullmatch(r"([0-9]*\.?[0-9]+),([0-9]*\.?[0-9]+)", text)
-    point = tuple(map(float, match.groups())) if match else (math.inf,)
-    if max(point) > 1:
-        raise UsageError(f"focus={text}: must be X,Y from 0 to 1, shares of the photo's width and height from its top "
-                         "left corner, such as 0.5,0.4")
-    return point
-
-
-def check_weights(settings):
-    """Raises UsageError where more than one kind of weights is asked for."""
-    weights = [name for name in ("orig", "small", "restore_iter") if getattr(settings, name)]
-    if len(weights) > 1:
-        raise UsageError(f"{weights[-1]}: orig=true, small=true and restore_iter= choose weights; give only one")
-
-
-def find_weights(settings):
-    """Returns the prefix of the checkpoint, and what the names of the results end in. Raises DataError without one."""
-    if settings.orig:
-        return checkpoints.find_published(utils.ORIGINAL), f"_level_{settings.level}_orig.png"
-    if settings.small:
-        return checkpoints.find_published(utils.SMALL), f"_level_{settings.level}_small.png"
-    try:
-        prefix, iteration = checkpoints.find_checkpoint(settings.level, settings.restore_iter)
-    except DataError as error:
-        raise DataError(f"{error}; orig=true takes the released weights, small=true the small network's") from None
-    return prefix, f"_level_{settings.level}_iteration_{iteration}.png"
 
 
 def find_test_photos(settings, use_depth):
@@ -177,37 +123,9 @@ def find_test_photos(settings, use_depth):
               "which is too small for SSIM and MS-SSIM: no metrics")
         pairs = [pair._replace(bokeh=None) for pair in pairs]
     elif not any(pair.bokeh for pair in pairs):
-        print(f"No metrics: {settings.dataset_dir} has no targets in test/bokeh/; val_size=N measures on the last N "
-              "pairs of train/")
+        utils.say(f"No metrics: {settings.dataset_dir} has no targets in test/bokeh/; val_size=N measures on the last "
+                  "N pairs of train/")
     return pairs, []
-
-
-def say_what_is_in_focus(settings, renderer, pairs):
-    """Prints where maps are not what the network was trained on. Raises DataError where it cannot use them."""
-    renderer.check_focus(settings.focus, settings.aperture)
-    kinds = {pair.kind for pair in pairs} - {None}
-    if not settings.images_dir and renderer.kind == "depth" and kinds == {"focus"}:
-        raise DataError(f"{settings.dataset_dir}: has focus maps, and the network was trained on depth maps; test it "
-                        "on a data set with original_depth/")
-    if not settings.images_dir and renderer.kind == "focus" and kinds == {"depth"}:
-        print("Note: the network was trained on focus maps; they are made of the depth maps, with what is near around "
-              "the middle in focus")
-    if settings.focus and renderer.kind == "depth":
-        print("Note: the network was trained on depth maps; focus= gives it the distance from the focus instead, which "
-              "is a trick that it was not trained for")
-
-
-def describe_run(settings, prefix, suffix):
-    """Returns (folder of the results, {name: value} of all that they depend on). Other values get another folder."""
-    left_out = {"given", "out", *(FOR_DATA_SETS if settings.images_dir else FOR_OWN_PHOTOS)}
-    run = {name: value for name, value in vars(settings).items() if name not in left_out and value is not None}
-    run |= {name: os.path.realpath(run[name]) for name in ("dataset_dir", "images_dir", "depth_dir") if name in run}
-    index = pathlib.Path(f"{prefix}.index").read_bytes()  # with a checksum of every variable
-    run |= {"weights": str(prefix), "weights_checksum": hashlib.sha256(index).hexdigest()[:16]}
-    val = f"val_{settings.val_size}_" if settings.val_size else ""
-    kind = f"{val}{suffix.removesuffix('.png').lstrip('_')}_{settings.precision}"
-    name = results_page.run_name(settings.images_dir or settings.dataset_dir, kind, run)
-    return pathlib.Path(settings.out or utils.FULL_RESOLUTION / name), run
 
 
 def render_all(settings, pairs, problems, renderer, prefix, folder, suffix, run):
@@ -215,7 +133,8 @@ def render_all(settings, pairs, problems, renderer, prefix, folder, suffix, run)
     iteration = checkpoints.iteration_of(prefix)  # None for released and small weights
     card, place = training_log.card_rows(settings.level, iteration), settings.images_dir or settings.dataset_dir
     data = f"Data: {len(pairs)} photo{'s' * (len(pairs) != 1)} of {place}"
-    print(*filter(None, [f"Weights: {prefix}", card.get("Origin"), data]), sep="\n")
+    for line in filter(None, [f"Weights: {prefix}", card.get("Origin"), data]):
+        utils.say(line)
     futures, total = [], len(pairs) + len(problems)
     pool = concurrent.futures.ThreadPoolExecutor(THREADS)
     try:
@@ -224,7 +143,7 @@ def render_all(settings, pairs, problems, renderer, prefix, folder, suffix, run)
         for number, future in enumerate(futures, 1):
             try:
                 result = future.result()
-                print(f"{number}/{len(pairs)} {result.path}", results_page.metrics_text(result.metrics), flush=True)
+                utils.say(f"{number}/{len(pairs)} {result.path} {results_page.metrics_text(result.metrics)}")
             except DataError as error:
                 problems.append(str(error))
                 utils.warn(error, kind="error")
@@ -232,13 +151,13 @@ def render_all(settings, pairs, problems, renderer, prefix, folder, suffix, run)
         pool.shutdown(cancel_futures=True)
         results = [future.result() for future in futures if not future.cancelled() and not future.exception()]
         if results:
-            show_page(folder, run, card | {"TensorFlow": tf.__version__}, results, problems, total)
+            results_page.show_page(folder, run, card | {"TensorFlow": tf.__version__}, results, problems, total)
     means = results_page.mean_metrics([result.metrics for result in results])
     if means:
         print(f"Mean: {results_page.metrics_text(means)}")
     if means and iteration:
         try:
-            training_log.write_test_means(settings.level, iteration, curve_name(settings, run), means)
+            training_log.write_test_means(settings.level, iteration, results_page.curve_name(settings, run), means)
         except (OSError, DataError) as error:
             utils.warn(error)
     if len(results) < total:
@@ -295,21 +214,5 @@ def measure(image, target):
             for name, (metric, smallest_side) in metrics.items()}
 
 
-def show_page(folder, run, heading, results, problems, total):
-    """Writes the page of the results and prints where it is."""
-    try:
-        utils.say(f"Look at them: {results_page.write_page(folder, run, heading, results, problems, total)}")
-    except OSError as error:
-        problems.append(f"{folder}/index.html: could not be written ({error.strerror or error})")
-        utils.warn(problems[-1], kind="error")
-
-
-def curve_name(settings, run):
-    """Returns the name of the curve of a level's test means: one for each data set, split and precision."""
-    facts = {name: run[name] for name in (*FOR_DATA_SETS, "precision")}
-    val = f"val_{settings.val_size}_" if settings.val_size else ""
-    return f"test_{results_page.run_name(settings.dataset_dir, f'{val}{settings.precision}', facts)}"
-
-
 if __name__ == "__main__":
-    sys.exit(utils.run(main))
+    sys.exit(scripts.run(main))

@@ -6,11 +6,9 @@ keeps long runs safe is in support/.
 
 import contextlib
 import functools
+import itertools
 import math
 import sys
-
-import numpy as np
-from PIL import Image
 
 import load_dataset
 import utils
@@ -21,6 +19,7 @@ from support import (
     experiments,
     image_metrics,
     runs,
+    scripts,
     starts,
     training_log,
     updates,
@@ -345,8 +344,8 @@ def evaluate(evaluation_step, experiment, damaged, piece, stop):
         means, outputs = evaluate_batch(evaluation_step, batch, piece)
         for name, value in means.items():
             totals[name] = totals.get(name, 0.0) + value * len(batch.names)
-        missing = VISUAL_CROPS - len(crops)
-        crops += [visual_crop(*parts) for parts in list(zip(batch.inputs, outputs, batch.targets))[:missing]]
+        parts = zip(batch.inputs, outputs, batch.targets)
+        crops += itertools.starmap(training_log.visual_crop, itertools.islice(parts, VISUAL_CROPS - len(crops)))
         count += len(batch.names)
     if not count:
         raise DataError("all test photos are damaged: python -m tools.check_dataset lists them")
@@ -368,16 +367,5 @@ def evaluate_batch(evaluation_step, batch, piece):
     return means, outputs
 
 
-def visual_crop(patch, output, target):
-    """Returns input | output | target side by side: uint8 (side, 3 side, 3), side at least that of the input patch.
-
-    Small levels are enlarged pixel by pixel, so that their true resolution shows; the input bicubically.
-    """
-    side = max(len(patch), len(target))
-    parts = Image.fromarray(patch[..., :3]), Image.fromarray(utils.to_uint8(output)), Image.fromarray(target)
-    filters = Image.Resampling.BICUBIC, Image.Resampling.NEAREST, Image.Resampling.NEAREST
-    return np.hstack([np.asarray(part.resize((side, side), how)) for part, how in zip(parts, filters)])
-
-
 if __name__ == "__main__":
-    sys.exit(utils.run(main))
+    sys.exit(scripts.run(main))

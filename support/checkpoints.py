@@ -16,7 +16,8 @@ import tempfile
 import time
 
 import load_dataset
-from utils import MODELS, ORIGINAL, DataError, LazyModule, first_line, tf, whole_file
+import utils
+from utils import MODELS, ORIGINAL, DataError, LazyModule, UsageError, first_line, tf, whole_file
 
 model = LazyModule("model")
 
@@ -73,6 +74,26 @@ def find_published(prefix):
     fetch = "; python -m tools.download what=weights fetches them" if prefix == ORIGINAL else " (README)"
     raise DataError(f"{prefix.parent}/ holds no checkpoint: put {prefix.name}.index and "
                     f"{prefix.name}.data-00000-of-00001 there{fetch}")
+
+
+def check_weights(settings):
+    """Raises UsageError where more than one kind of weights is asked for."""
+    weights = [name for name in ("orig", "small", "restore_iter") if getattr(settings, name)]
+    if len(weights) > 1:
+        raise UsageError(f"{weights[-1]}: orig=true, small=true and restore_iter= choose weights; give only one")
+
+
+def find_weights(settings):
+    """Returns the prefix of the checkpoint, and what the names of the results end in. Raises DataError without one."""
+    if settings.orig:
+        return find_published(ORIGINAL), f"_level_{settings.level}_orig.png"
+    if settings.small:
+        return find_published(utils.SMALL), f"_level_{settings.level}_small.png"
+    try:
+        prefix, iteration = find_checkpoint(settings.level, settings.restore_iter)
+    except DataError as error:
+        raise DataError(f"{error}; orig=true takes the released weights, small=true the small network's") from None
+    return prefix, f"_level_{settings.level}_iteration_{iteration}.png"
 
 
 def exists(prefix):

@@ -47,6 +47,12 @@ def find_test_photos(dataset_dir, use_depth=True, val_size=0):
     return pairs
 
 
+def check_photos(dataset_dir, split):
+    """Raises DataError where a split has no photos at all."""
+    if not list_files(dataset_dir, split, kind=None)[0]["photo"]:
+        raise DataError(f"{dataset_dir}: no such folder, or no photos in {split}/; images_dir=FOLDER renders your own")
+
+
 def find_kind(dataset_dir):
     """Returns which of MAPS a data set has, by its folders; "depth" where it has none. DataError where it has two."""
     found = {kind: place for kind, folder in MAPS.items() for split in SPLITS

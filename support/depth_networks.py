@@ -5,6 +5,7 @@ channel. A depth map is 8-bit grey at half the photo's width and height, rounded
 """
 
 import functools
+import os
 import pathlib
 import re
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from PIL import Image
 import load_dataset
 import utils
 from support import checkpoints, devices, downloads
-from utils import DataError, first_line, tf
+from utils import DataError, UsageError, first_line, tf
 
 PERCENTILES = 1, 99  # of inverse depth: what becomes 0 and 255; what lies outside is clipped
 ONNX_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # onnxruntime's, the first that there is computes
@@ -84,6 +85,12 @@ class Network(NamedTuple):
 def needs_tensorflow(name):
     """Returns whether a network, a name in NAMED or a path, is computed with TensorFlow."""
     return name not in NAMED and pathlib.Path(name).suffix.lower() != ".onnx"
+
+
+def check_name(name):
+    """Raises UsageError where a depth network is neither a file nor a known name."""
+    if name not in NAMED and not os.path.exists(name):
+        raise UsageError(f"depth_model={name}: must be a file, or {' or '.join(NAMED)}")
 
 
 def open_network(name, preset=None, output_name=None):

@@ -4,9 +4,12 @@ A focus map says the diameter c of the disc of confusion: 255 (1 - min(1, c / la
 c is linear in the difference of 1 / distance from that in focus, and so in the difference of the depth map's values.
 """
 
+import math
+import re
+
 import numpy as np
 
-from utils import DataError
+from utils import DataError, UsageError
 
 LARGEST_DISC = 120 / 1536  # diameter of the disc of confusion where a focus map is 0, in shares of the longer side
 UNEVENNESS = 8  # differences in a depth map, 0-255, that count as none: what is flat is never quite even in it
@@ -14,6 +17,16 @@ STRENGTH = 0.6  # of aperture 1: the median of tools.make_scenes' scenes with th
 MIDDLE = 0.3, 0.7  # share of width and height in which the focus is looked for
 NEAREST = 0.7  # quantile of the depths there that is in focus: what is near, but for the nearest few pixels
 SPOT = 1 / 64  # half the side of the square around a given focus, in shares of the longer side
+
+
+def parse_focus(text):
+    """Returns (x, y) of "0.5,0.3", shares of width and height. Raises UsageError where it is no point of the photo."""
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+),([0-9]*\.?[0-9]+)", text)
+    point = tuple(map(float, match.groups())) if match else (math.inf,)
+    if max(point) > 1:
+        raise UsageError(f"focus={text}: must be X,Y from 0 to 1, shares of the photo's width and height from its top "
+                         "left corner, such as 0.5,0.4")
+    return point
 
 
 def largest_disc(size):

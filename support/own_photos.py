@@ -111,7 +111,7 @@ def find_photos_to_render(settings, use_depth):
         warn(problem, kind="error")
     inside = [pair.photo.name for pair in pairs if pair.map == pair.photo]
     if inside:
-        print("Depth maps: inside", ", ".join(inside))
+        utils.say(f"Depth maps: inside {', '.join(inside)}")
     return pairs, problems + missing
 
 

@@ -84,6 +84,23 @@ class Renderer:
         if aperture != 1 and self.kind != "focus":
             raise UsageError("aperture: is for networks that were trained on focus maps, as small=true is")
 
+    def check_maps(self, settings, pairs):
+        """Prints where the maps of `Pair`s are not what the network was trained on, by test_model.py's `settings`.
+
+        Raises DataError where it cannot use them, UsageError as `check_focus` does.
+        """
+        self.check_focus(settings.focus, settings.aperture)
+        kinds = {pair.kind for pair in pairs} - {None}
+        if not settings.images_dir and self.kind == "depth" and kinds == {"focus"}:
+            raise DataError(f"{settings.dataset_dir}: has focus maps, and the network was trained on depth maps; test "
+                            "it on a data set with original_depth/")
+        if not settings.images_dir and self.kind == "focus" and kinds == {"depth"}:
+            print("Note: the network was trained on focus maps; they are made of the depth maps, with what is near "
+                  "around the middle in focus")
+        if settings.focus and self.kind == "depth":
+            print("Note: the network was trained on depth maps; focus= gives it the distance from the focus instead, "
+                  "which is a trick that it was not trained for")
+
     def refocus(self, seen, focus=None, aperture=1.0):
         """Puts the map that the network takes in place of the depth map in its input, uint8 (height, width, channels).
 

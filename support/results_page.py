@@ -67,6 +67,29 @@ def mean_metrics(found):
 # Files ---------------------------------------------------------------------------------------------------------------
 
 
+def describe_run(settings, prefix, suffix, left_out):
+    """Returns (folder of the results, {name: value} of all that they depend on). Other values get another folder.
+
+    suffix: of the results; left_out: names of settings that do not matter for these photos.
+    """
+    left_out = {"given", "out", *left_out}
+    run = {name: value for name, value in vars(settings).items() if name not in left_out and value is not None}
+    run |= {name: os.path.realpath(run[name]) for name in ("dataset_dir", "images_dir", "depth_dir") if name in run}
+    index = pathlib.Path(f"{prefix}.index").read_bytes()  # with a checksum of every variable
+    run |= {"weights": str(prefix), "weights_checksum": hashlib.sha256(index).hexdigest()[:16]}
+    val = f"val_{settings.val_size}_" if settings.val_size else ""
+    kind = f"{val}{suffix.removesuffix('.png').lstrip('_')}_{settings.precision}"
+    name = run_name(settings.images_dir or settings.dataset_dir, kind, run)
+    return pathlib.Path(settings.out or utils.FULL_RESOLUTION / name), run
+
+
+def curve_name(settings, run):
+    """Returns the name of the curve of a level's test means: one for each data set, split and precision."""
+    facts = {name: run[name] for name in ("dataset_dir", "val_size", "precision")}
+    val = f"val_{settings.val_size}_" if settings.val_size else ""
+    return f"test_{run_name(settings.dataset_dir, f'{val}{settings.precision}', facts)}"
+
+
 def run_name(photos, kind, facts):
     """Returns the name of a run: the folder or file of its photos, what kind it is, and a checksum of {fact: value}."""
     name = os.fsencode(os.path.basename(os.path.realpath(photos)))[:LONGEST_NAME].decode(errors="ignore")
@@ -121,6 +144,15 @@ def write_page(folder, settings, heading, results, problems, total):
     if listed:
         _write(utils.FULL_RESOLUTION / "index.html", _list_of_runs(utils.FULL_RESOLUTION))
     return page
+
+
+def show_page(folder, run, heading, results, problems, total):
+    """Writes the page of the results and prints where it is."""
+    try:
+        utils.say(f"Look at them: {write_page(folder, run, heading, results, problems, total)}")
+    except OSError as error:
+        problems.append(f"{folder}/index.html: could not be written ({error.strerror or error})")
+        utils.warn(problems[-1], kind="error")
 
 
 def _write(path, text):

@@ -20,6 +20,7 @@ import time
 
 import numpy as np
 import PIL
+from PIL import Image
 
 import load_dataset
 import utils
@@ -56,6 +57,17 @@ def append_to_log(heading, line, end):
     except OSError as error:
         error.filename = str(LOG)  # a full disk names none
         raise
+
+
+def visual_crop(patch, output, target):
+    """Returns input | output | target side by side: uint8 (side, 3 side, 3), side at least that of the input patch.
+
+    Small levels are enlarged pixel by pixel, so that their true resolution shows; the input bicubically.
+    """
+    side = max(len(patch), len(target))
+    parts = Image.fromarray(patch[..., :3]), Image.fromarray(utils.to_uint8(output)), Image.fromarray(target)
+    filters = Image.Resampling.BICUBIC, Image.Resampling.NEAREST, Image.Resampling.NEAREST
+    return np.hstack([np.asarray(part.resize((side, side), how)) for part, how in zip(parts, filters)])
 
 
 def next_run(level):
@@ -179,6 +191,18 @@ def trained_val_size(settings):
     val_size, folder = trained.get("val_size"), trained.get("dataset_dir")
     same = isinstance(folder, str) and os.path.realpath(folder) == os.path.realpath(settings.dataset_dir)
     return val_size if same and type(val_size) is int and val_size >= 0 else None
+
+
+def follow_val_size(settings):
+    """Tests on the photos that the level's training left out, as its model card says, and warns of another val_size."""
+    trained = None if settings.orig or settings.small else trained_val_size(settings)
+    if trained is not None and "val_size" not in settings.given:
+        settings.val_size = trained
+        if trained:
+            say(f"val_size={trained}, as in training")
+    elif trained not in (None, settings.val_size):
+        known = ", and knows some of these photos" if settings.val_size > trained else ""
+        warn(f"val_size={settings.val_size}: level {settings.level} was trained with val_size={trained}{known}")
 
 
 def takes_maps(settings):

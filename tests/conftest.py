@@ -27,6 +27,7 @@ import pytest
 from reference import reference_weights, vgg19_mat
 
 import utils
+from support import scripts
 from tools import make_scenes
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
@@ -220,7 +221,7 @@ def call():
               contextlib.redirect_stderr(io.StringIO()) as err):
             patches.setattr(sys, "argv", [script.__file__, *map(str, arguments)])
             try:
-                status = utils.run(script.main)
+                status = scripts.run(script.main)
             except SystemExit as leaving:
                 status = leaving.code or 0
         return Call(status, out.getvalue(), err.getvalue())

@@ -23,7 +23,7 @@ sys.path.insert(0, str(REPOSITORY))
 from conftest import QUICK  # noqa: E402
 
 import train_model  # noqa: E402
-import utils  # noqa: E402
+from support import scripts  # noqa: E402
 from tools import make_scenes  # noqa: E402
 
 MOMENTS = (  # name, what appears in models/ when it has come, and up to how many seconds later the run is killed
@@ -69,7 +69,7 @@ def start_run(folder, arguments):
     os.dup2(log, 2)
     sys.argv[1:] = arguments
     with contextlib.suppress(BaseException):
-        status = utils.run(train_model.main)
+        status = scripts.run(train_model.main)
         sys.stdout.flush()
         os._exit(status)
     os._exit(99)

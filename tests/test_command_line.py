@@ -13,7 +13,7 @@ from conftest import REPOSITORY
 import test_model
 import train_model
 import utils
-from support import devices
+from support import devices, scripts
 from utils import DataError, UsageError
 
 SCRIPTS = {"train_model.py": train_model, "test_model.py": test_model}
@@ -182,10 +182,11 @@ def test_wrong_call_is_answered_with_one_line_that_says_what_was_meant(workplace
 def test_wrong_calls_are_answered_before_tensorflow_is_imported(tmp_path, run_python):
     calls = [shlex.split(wrong_call) for wrong_call in WRONG_CALLS]
     done = run_python(f"""if True:
-        import sys, test_model, train_model, utils
-        scripts = {{"train_model.py": train_model, "test_model.py": test_model}}
+        import sys, test_model, train_model
+        from support import scripts
+        modules = {{"train_model.py": train_model, "test_model.py": test_model}}
         for sys.argv in {calls}:
-            assert utils.run(scripts[sys.argv[0]].main) == 2, sys.argv
+            assert scripts.run(modules[sys.argv[0]].main) == 2, sys.argv
         print([name for name in ("tensorflow", "keras", "scipy") if name in sys.modules])
         """, cwd=tmp_path)
     assert done.out == "[]\n" and done.err.count("error: ") == len(WRONG_CALLS)
@@ -236,7 +237,7 @@ def test_without_a_data_set_to_measure_own_photos_are_named_as_well(workplace, c
 def test_errors_become_one_line_and_a_status(capsys, error, status):
     def main(argv):
         raise error
-    assert utils.run(main) == status
+    assert scripts.run(main) == status
     assert capsys.readouterr().err == "error: it\n"
 
 
@@ -244,7 +245,7 @@ def test_a_bug_is_not_hidden():
     def main(argv):
         raise ZeroDivisionError
     with pytest.raises(ZeroDivisionError):
-        utils.run(main)
+        scripts.run(main)
 
 
 # Right calls ---------------------------------------------------------------------------------------------------------
@@ -319,7 +320,7 @@ def print_wrong_calls():
         script, arguments = script_and_arguments(wrong_call)
         sys.argv = [script.__file__, *arguments]
         print(f"$ python {wrong_call}", file=sys.stderr)
-        utils.run(script.main)
+        scripts.run(script.main)
 
 
 if __name__ == "__main__":

@@ -311,12 +311,13 @@ def test_process_is_quiet_and_imports_no_tensorflow_before_it_needs_it(photos, n
     folder = photos({"1": (64, 64), "2": (66, 200)})
     arguments = [f"model={network_file('free.tflite')}", f"images_dir={folder}", f"depth_dir={tmp_path / 'depth'}"]
     done = run_python(f"""if True:
-        import sys, utils
+        import sys
+        from support import scripts
         from tools import make_depth_maps
         sys.argv = ["make_depth_maps", "model=m"]
-        assert utils.run(make_depth_maps.main) == 2 and "tensorflow" not in sys.modules
+        assert scripts.run(make_depth_maps.main) == 2 and "tensorflow" not in sys.modules
         sys.argv[1:] = {arguments}
-        sys.exit(utils.run(make_depth_maps.main))
+        sys.exit(scripts.run(make_depth_maps.main))
         """, cwd=tmp_path)
     assert done.status == 0
     lines = [line for line in done.err.splitlines() if not line.startswith("INFO")]  # TFLite names its CPU kernels

@@ -428,7 +428,7 @@ def give_the_photo_back(network, level):
 def rendering(workplace, call, monkeypatch):
     """rendering("images_dir=photos", ...) runs test_model.py with a network that gives the photo back: a `Call`."""
     pathlib.Path("weights.index").write_bytes(b"checksums")
-    monkeypatch.setattr(test_model, "find_weights", lambda _: ("weights", "_level_1_orig.png"))
+    monkeypatch.setattr(checkpoints, "find_weights", lambda _: ("weights", "_level_1_orig.png"))
     monkeypatch.setattr(renderer, "make_renderer", give_the_photo_back)
     monkeypatch.setattr(model, "build_pynet", lambda **_: types.SimpleNamespace(variables={}))
     monkeypatch.setattr(model, "network_for_level", lambda *_: None)
@@ -451,6 +451,13 @@ def add_photo(name, write=None, size=SIZE, depth=True):
 def result_of(name):
     with Image.open(newest_result(f"{name}_level_1_orig.png")) as image:
         return np.asarray(image)
+
+
+def test_names_that_would_steer_a_terminal_are_shown_with_escapes(rendering):
+    add_photo("a\nb\x1b[2J.png")
+    done = rendering()
+    assert done.status == 0 and "\x1b" not in done.out + done.err
+    assert "/a\\nb\\x1b[2J_level_1_orig.png" in done.out
 
 
 def test_all_that_can_be_rendered_is_upright_in_its_colours_and_the_rest_is_named(rendering):

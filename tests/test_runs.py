@@ -135,14 +135,14 @@ def test_a_closed_terminal_does_not_stop_a_run_under_nohup(training, steps):
 
 
 def test_a_second_ctrl_c_stops_at_once(workplace, small_dataset):
-    code = ("import os, signal, sys, time, train_model, utils\n"
-            "from support import updates\n"
+    code = ("import os, signal, sys, time, train_model\n"
+            "from support import scripts, updates\n"
             "def stubborn(*_):\n"
             "    os.kill(os.getpid(), signal.SIGINT)\n"
             "    os.kill(os.getpid(), signal.SIGINT)\n"
             "    time.sleep(600)\n"
             "updates.make_update = lambda *_: stubborn\n"
-            "sys.exit(utils.run(train_model.main))\n")
+            "sys.exit(scripts.run(train_model.main))\n")
     done = start_process("-c", code, "level=7", *EVERY_ITERATION, f"dataset_dir={small_dataset}", cwd=workplace)
     assert done.returncode == -signal.SIGINT
     assert "stopping after this iteration" in done.stderr and "Traceback" not in done.stderr

@@ -337,31 +337,3 @@ def test_levels_7_and_6_leave_the_first_block_as_the_input_also_when_they_are_re
     for name in first_block:
         np.testing.assert_array_equal(found[name], expected.variables[name])
     assert not np.array_equal(found["generator/Variable_4"], expected.variables["generator/Variable_4"])
-
-
-# Visual crops --------------------------------------------------------------------------------------------------------
-
-
-def test_visual_crop_shows_input_output_and_target_side_by_side():
-    random = np.random.default_rng(0)
-    patch, target = (random.integers(0, 256, (512, 512, channels), np.uint8) for channels in (4, 3))
-    output = random.uniform(-0.08, 1.08, (512, 512, 3)).astype(np.float32)
-    left, middle, right = np.split(train_model.visual_crop(patch, output, target), 3, axis=1)
-    np.testing.assert_array_equal(left, patch[..., :3])
-    np.testing.assert_array_equal(middle, np.round(255 * np.clip(output, 0, 1)))
-    np.testing.assert_array_equal(right, target)
-
-
-def test_visual_crop_of_a_small_level_shows_its_pixels_as_squares():
-    target = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    crop = train_model.visual_crop(np.zeros((512, 512, 4), np.uint8), target / np.float32(255), target)
-    squares = target.repeat(32, axis=0).repeat(32, axis=1)
-    np.testing.assert_array_equal(crop, np.hstack([np.zeros((512, 512, 3)), squares, squares]))
-
-
-def test_visual_crop_of_level_1_has_the_size_of_its_target():
-    patch = np.random.default_rng(0).integers(0, 256, (128, 128, 4), np.uint8)
-    target = np.zeros((256, 256, 3), np.uint8)
-    crop = train_model.visual_crop(patch, np.float32(target), target)
-    enlarged = Image.fromarray(patch[..., :3]).resize((256, 256), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(crop, np.hstack([np.asarray(enlarged), target, target]))

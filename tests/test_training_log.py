@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import QUICK, newest_result
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import model
@@ -242,3 +243,31 @@ def test_curves_that_cannot_be_written_are_a_data_error(tmp_path, monkeypatch):
         training_log.write_curves(7, run, {"loss": 1.0}, [np.zeros((4, 4, 3), np.uint8)], {})
     with pytest.raises(utils.DataError, match="could not be written"):
         training_log.write_test_means(7, 1, "test", {"PSNR": 1.0})
+
+
+# Visual crops --------------------------------------------------------------------------------------------------------
+
+
+def test_visual_crop_shows_input_output_and_target_side_by_side():
+    random = np.random.default_rng(0)
+    patch, target = (random.integers(0, 256, (512, 512, channels), np.uint8) for channels in (4, 3))
+    output = random.uniform(-0.08, 1.08, (512, 512, 3)).astype(np.float32)
+    left, middle, right = np.split(training_log.visual_crop(patch, output, target), 3, axis=1)
+    np.testing.assert_array_equal(left, patch[..., :3])
+    np.testing.assert_array_equal(middle, np.round(255 * np.clip(output, 0, 1)))
+    np.testing.assert_array_equal(right, target)
+
+
+def test_visual_crop_of_a_small_level_shows_its_pixels_as_squares():
+    target = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    crop = training_log.visual_crop(np.zeros((512, 512, 4), np.uint8), target / np.float32(255), target)
+    squares = target.repeat(32, axis=0).repeat(32, axis=1)
+    np.testing.assert_array_equal(crop, np.hstack([np.zeros((512, 512, 3)), squares, squares]))
+
+
+def test_visual_crop_of_level_1_has_the_size_of_its_target():
+    patch = np.random.default_rng(0).integers(0, 256, (128, 128, 4), np.uint8)
+    target = np.zeros((256, 256, 3), np.uint8)
+    crop = training_log.visual_crop(patch, np.float32(target), target)
+    enlarged = Image.fromarray(patch[..., :3]).resize((256, 256), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(crop, np.hstack([np.asarray(enlarged), target, target]))

@@ -24,7 +24,7 @@ from PIL import ImageDraw
 import load_dataset
 import test_model
 import utils
-from support import dataset_files, depth_networks, devices, own_photos
+from support import checkpoints, dataset_files, depth_networks, devices, focus_maps, own_photos, scripts
 from support.renderer import Renderer
 from tools import make_scenes
 from utils import DataError, Parameter, UsageError, tf
@@ -57,8 +57,8 @@ def main(argv):
     settings = utils.parse_arguments(argv, PARAMETERS, USAGE)
     if "small" not in settings.given and settings.given & {"orig", "level", "restore_iter"}:
         settings.small = False
-    test_model.check_weights(settings)
-    test_model.check_depth_model(settings.depth_model)
+    checkpoints.check_weights(settings)
+    depth_networks.check_name(settings.depth_model)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the uploads are deleted then, too
     with tempfile.TemporaryDirectory(prefix="pynet_bokeh_") as folder, contextlib.suppress(KeyboardInterrupt):
         page = open_page(settings, pathlib.Path(folder))
@@ -88,7 +88,7 @@ def open_page(settings, folder):
     # gradio calls itself, which must not go through a proxy.
     os.environ["no_proxy"] = ",".join(filter(None, [os.environ.get("no_proxy"), LOCAL, "localhost"]))
     warnings.filterwarnings("ignore")  # Pillow's about odd metadata, gradio's about its libraries
-    prefix, suffix = test_model.find_weights(settings)
+    prefix, suffix = checkpoints.find_weights(settings)
     devices.start_tensorflow(precision=settings.precision)
     renderer = Renderer(prefix, settings.level, settings.precision, settings.depth_model)
     print(f"Weights: {prefix}", flush=True)
@@ -145,7 +145,7 @@ class Studio:
         """
         import gradio
         with self._sentences(opened):
-            opened.wish = focus, aperture = test_model.parse_focus(focus) if focus else None, float(aperture)
+            opened.wish = focus, aperture = focus_maps.parse_focus(focus) if focus else None, float(aperture)
             picture = self._render(opened.quick, focus, aperture)
             utils.write_image(opened.folder / "quick.jpg", np.asarray(picture), picture.info)
             ringed = opened.quick[2].copy()
@@ -273,4 +273,4 @@ def build_page(studio, scenes):
 
 
 if __name__ == "__main__":
-    sys.exit(utils.run(main))
+    sys.exit(scripts.run(main))

@@ -28,7 +28,7 @@ from PIL import Image
 import load_dataset
 import train_model
 import utils
-from support import checkpoints, dataset_files, devices, renderer, updates
+from support import checkpoints, dataset_files, devices, renderer, scripts, updates
 from tools import make_scenes
 from utils import LazyModule, Parameter, tf
 
@@ -215,4 +215,4 @@ def one_iteration(level, precision, width, dataset_dir, started):
 
 
 if __name__ == "__main__":
-    sys.exit(utils.run(main))
+    sys.exit(scripts.run(main))

@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter
 
 import load_dataset
 import utils
-from support import dataset_files
+from support import dataset_files, scripts
 from tools import make_depth_maps
 from utils import DataError, Parameter
 
@@ -47,9 +47,10 @@ def main(argv):
     splits = ("train",) if settings.val_size else ("train", "test")
     problems = [problem for split in splits for problem in check_split(settings, split)]
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+        utils.say(f"error: {problem}", sys.stderr)
     print(f"Problems to repair: {len(problems)}" if problems else "All files are sound.")
-    print(*next_steps(argv, settings, splits, problems), sep="\n")
+    for line in next_steps(argv, settings, splits, problems):
+        utils.say(line)
     return 1 if problems else 0
 
 
@@ -195,4 +196,4 @@ def resemblance(photo, bokeh):
 
 
 if __name__ == "__main__":
-    sys.exit(utils.run(main))
+    sys.exit(scripts.run(main))

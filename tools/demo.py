@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import utils
+from support import scripts
 from support.training_log import LOG
 from tools import make_scenes, plot_logs
 from utils import DataError, Parameter
@@ -129,4 +130,4 @@ def row_of_pictures(row):
 
 
 if __name__ == "__main__":
-    sys.exit(utils.run(main))
+    sys.exit(scripts.run(main))

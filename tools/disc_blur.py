@@ -15,7 +15,7 @@ import scipy.fft
 import load_dataset
 import test_model
 import utils
-from support import dataset_files, devices, focus_maps, results_page
+from support import dataset_files, devices, focus_maps, results_page, scripts
 from tools.scene_textures import linear
 from tools.thin_lens import develop, make_disc
 from utils import DataError, Parameter
@@ -41,7 +41,7 @@ def main(argv):
         pictures = np.asarray(photo), blur(np.asarray(photo), np.asarray(focus_map))
         for name, picture in zip(results, pictures):
             results[name].append(test_model.measure(np.float32(picture) / 255, target))
-            print(f"{pair.name}, {name}: {results_page.metrics_text(results[name][-1])}", flush=True)
+            utils.say(f"{pair.name}, {name}: {results_page.metrics_text(results[name][-1])}")
     for name, metrics in results.items():
         print(f"Mean, {name}: {results_page.metrics_text(results_page.mean_metrics(metrics))}")
 
@@ -71,4 +71,4 @@ def spread(light, diameter):
 
 
 if __name__ == "__main__":
-    sys.exit(utils.run(main))
+    sys.exit(scripts.run(main))

@@ -12,7 +12,7 @@ import sys
 import zipfile
 
 import utils
-from support import checkpoints, depth_networks, devices, downloads
+from support import checkpoints, depth_networks, devices, downloads, scripts
 from utils import DataError, Parameter
 
 NAMES = {"depth": depth_networks.DEFAULT, "vgg19": "vgg19", "weights": "weights"}  # in downloads.DOWNLOADS
@@ -82,4 +82,4 @@ def check_variables(prefix):
 
 
 if __name__ == "__main__":
-    sys.exit(utils.run(main))
+    sys.exit(scripts.run(main))

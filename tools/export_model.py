@@ -15,10 +15,9 @@ import warnings
 import numpy as np
 from PIL import Image
 
-import test_model
 import utils
 from load_dataset import MAPS, PHOTOS
-from support import checkpoints, devices, image_metrics, renderer
+from support import checkpoints, devices, image_metrics, renderer, scripts
 from utils import DataError, Parameter, UsageError, first_line, tf
 
 FORMATS = {"": "saved_model", ".tflite": "tflite", ".keras": "keras", ".onnx": "onnx"}  # by the ending of the file
@@ -54,20 +53,20 @@ def main(argv):
     check_arguments(settings)
     if out.exists() or out.is_symlink():
         raise DataError(f"{out}: exists, and nothing is overwritten; name another, or remove it")
-    prefix, _ = test_model.find_weights(settings)
+    prefix, _ = checkpoints.find_weights(settings)
     utils.prepare_folders(out.parent)
     devices.start_tensorflow(use_gpu=False)  # a GPU would round differently from the exported file on the CPU
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         partial = pathlib.Path(checkpoints.plain_path(folder)) / f"model{out.suffix}"
         network = restore(settings.level, prefix)
-        print(f"Weights: {prefix}")
+        utils.say(f"Weights: {prefix}")
         try:
             write(network, settings, partial)
         except (OSError, tf.errors.OpError) as error:
             raise DataError(f"{out}: could not be written ({first_line(error)})") from None
         compare(network, settings, partial)
         partial.rename(out)
-    print(f"{out}: level {settings.level} as {settings.format}")
+    utils.say(f"{out}: level {settings.level} as {settings.format}")
 
 
 def find_format(wanted, out):
@@ -81,7 +80,7 @@ def find_format(wanted, out):
 
 def check_arguments(settings):
     """Raises UsageError for arguments that do not go together, DataError where packages are missing."""
-    test_model.check_weights(settings)
+    checkpoints.check_weights(settings)
     if settings.precision == "float16" and settings.format != "tflite":
         raise UsageError(f"precision=float16: is for tflite; {settings.format} keeps float32")
     sides = [side for side in (settings.height, settings.width) if side is not None]
@@ -245,4 +244,4 @@ def load(path, kind):
 
 
 if __name__ == "__main__":
-    sys.exit(utils.run(main))
+    sys.exit(scripts.run(main))

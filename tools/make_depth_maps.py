@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 
 import load_dataset
 import utils
-from support import dataset_files, own_photos
+from support import dataset_files, own_photos, scripts
 from support.depth_networks import NAMED, OUTPUTS, PRESETS, open_network
 from utils import DataError, Parameter, UsageError
 
@@ -218,4 +218,4 @@ def is_our_preview(path):
 
 
 if __name__ == "__main__":
-    sys.exit(utils.run(main))
+    sys.exit(scripts.run(main))

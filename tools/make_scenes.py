@@ -25,7 +25,7 @@ from scipy import ndimage
 
 import load_dataset
 import utils
-from support import focus_maps, own_photos
+from support import focus_maps, own_photos, scripts
 from tools.scene_textures import (
     LIGHT_OF_SRGB,
     choose_colours,
@@ -352,4 +352,4 @@ def _add_highlights(rgba, random):
 
 
 if __name__ == "__main__":
-    sys.exit(utils.run(main))
+    sys.exit(scripts.run(main))

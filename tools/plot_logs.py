@@ -10,6 +10,7 @@ import re
 import sys
 
 import utils
+from support import scripts
 from support.training_log import LOG
 from utils import RESULTS, DataError, Parameter
 
@@ -103,4 +104,4 @@ def draw(levels):
 
 
 if __name__ == "__main__":
-    sys.exit(utils.run(main))
+    sys.exit(scripts.run(main))
