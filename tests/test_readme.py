@@ -1,4 +1,4 @@
-"""README.md and docs/ say what the scripts do. `python -m tests.test_readme` rewrites docs/parameters.md."""
+"""README.md and docs/ say what the scripts do."""
 
 import importlib
 import pathlib
@@ -11,33 +11,13 @@ import load_dataset
 import train_model
 import utils
 from support import checkpoints
+from tools import write_parameters
+from tools.write_parameters import MODULES
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
-PARAMETERS_PAGE = REPOSITORY / "docs" / "parameters.md"
-MODULES = ["train_model", "test_model", *sorted(
-    f"tools.{path.stem}" for path in (REPOSITORY / "tools").glob("*.py") if "\nPARAMETERS = " in path.read_text())]
 PAGES = {str(path.relative_to(REPOSITORY)): path.read_text(encoding="utf-8")
          for path in [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(REPOSITORY.glob("docs/*.md"))]}
 README = PAGES["README.md"]
-INTRODUCTION = """# Parameters
-
-Parameters are written like `level=7`, without dashes. `python train_model.py help` prints the first of these tables.
-
-<!-- Written by `python -m tests.test_readme` from the scripts' PARAMETERS. -->
-"""
-
-
-def parameters_page():
-    """Returns what docs/parameters.md must hold: a table for each script and tool."""
-    return INTRODUCTION + "".join(parameter_table(name, importlib.import_module(name)) for name in MODULES)
-
-
-def parameter_table(name, script):
-    heading = name if name.startswith("tools.") else f"{name}.py"
-    rows = [(f"`{p.name}`", p.shown_default(), p.description()) for p in script.PARAMETERS]
-    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
-    return "\n".join([f"\n## {heading}\n", f"    {script.USAGE}\n",
-                      "| parameter | default | meaning |", "|---|---|---|", *lines, ""])
 
 
 def code(page):
@@ -64,7 +44,8 @@ def anchors(page):
 
 
 def test_tables_of_parameters_equal_the_scripts():
-    assert PARAMETERS_PAGE.read_text(encoding="utf-8") == parameters_page(), "python -m tests.test_readme rewrites it"
+    page = write_parameters.PAGE.read_text(encoding="utf-8")
+    assert page == write_parameters.parameters_page(), "python -m tools.write_parameters rewrites it"
 
 
 def test_readme_has_at_most_250_lines():
@@ -129,7 +110,3 @@ def test_parameters_in_the_text_are_known(name):
     spans = code(PAGES[name])[1]
     named = [argument for span in spans if re.fullmatch(r"([a-z]\w*=\S*\s?)+", span) for argument in span.split()]
     assert {argument.partition("=")[0] for argument in named} - known == set()
-
-
-if __name__ == "__main__":
-    PARAMETERS_PAGE.write_text(parameters_page(), encoding="utf-8")
