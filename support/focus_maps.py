@@ -13,7 +13,7 @@ from utils import DataError, UsageError
 
 LARGEST_DISC = 120 / 1536  # diameter of the disc of confusion where a focus map is 0, in shares of the longer side
 UNEVENNESS = 8  # differences in a depth map, 0-255, that count as none: what is flat is never quite even in it
-STRENGTH = 0.6  # of aperture 1: the median of tools.make_scenes' scenes with the lens wide open
+STRENGTH = 0.8  # of aperture 1: as in a scene of tools.make_scenes with the lens wide open, and more than in most
 MIDDLE = 0.3, 0.7  # share of width and height in which the focus is looked for
 NEAREST = 0.7  # quantile of the depths there that is in focus: what is near, but for the nearest few pixels
 SPOT = 1 / 64  # half the side of the square around a given focus, in shares of the longer side

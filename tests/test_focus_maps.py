@@ -28,12 +28,13 @@ def test_without_a_point_what_is_near_around_the_middle_is_in_focus():
 
 
 def test_disc_grows_with_the_difference_of_depth_on_both_sides_of_the_focus():
-    """c in shares of the largest disc is 0.6 (|d - d_focus| - 8) / 255 at aperture 1; 255 (1 - c) is in the map."""
+    """c in shares of the largest disc is 0.8 (|d - d_focus| - 8) / 255 at aperture 1; 255 (1 - c) is in the map."""
     focus_map = focus_maps.refocus(DEPTH, (0.5, 0.5))
-    assert focus_map[30, [20, 60, 100]].tolist() == [255 - round(0.6 * 72), 255, 255 - round(0.6 * 72)]
+    assert focus_map[30, [20, 60, 100]].tolist() == [255 - round(0.8 * 72), 255, 255 - round(0.8 * 72)]
 
 
-@pytest.mark.parametrize("aperture, value", [(0, 255), (0.5, 255 - 0.3 * 152), (1, 255 - 0.6 * 152), (2, 72.6), (9, 0)])
+@pytest.mark.parametrize("aperture, value", [(0, 255), (0.5, 255 - 0.4 * 152), (1, 255 - 0.8 * 152),
+                                             (2, 255 - 1.6 * 152), (9, 0)])
 def test_aperture_scales_every_disc(aperture, value):
     assert focus_maps.refocus(DEPTH, (0.9, 0.5), aperture)[30, 20] == pytest.approx(value, abs=0.5)
 
