@@ -101,10 +101,18 @@ def test_a_run_killed_at_5_moments_ends_with_the_bytes_of_one_that_was_never_sto
         done.stdout + done.stderr)
 
 
+@pytest.fixture
+def terminal():
+    """SIGHUP as a terminal leaves it, also where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129),
                                             (signal.SIGUSR1, 138)])
 def test_a_signal_ends_the_iteration_saves_a_state_and_names_the_command_that_continues(
-        number, status, training, steps):
+        number, status, terminal, training, steps):
     steps(stops_at(3, number))
     done = training("level=7", *QUICK, "eval_step=2", "num_train_iters=9", "seed=5")
     assert done.status == status
