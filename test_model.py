@@ -74,21 +74,20 @@ def main(argv):
         dataset_files.check_photos(settings.dataset_dir, "train" if settings.val_size else "test")
     warnings.filterwarnings("ignore", module="PIL")  # about odd metadata; what cannot be read is an error all the same
     signal.signal(signal.SIGTERM, stop)
-    prefix, suffix = checkpoints.find_weights(settings)
     left_out = FOR_DATA_SETS if settings.images_dir else FOR_OWN_PHOTOS
-    folder, run = results_page.describe_run(settings, prefix, suffix, left_out)
-    utils.prepare_folders(folder)
+    run = results_page.describe_run(settings, *checkpoints.find_weights(settings), left_out)
+    utils.prepare_folders(run.folder)
     find = own_photos.find_photos_to_render if settings.images_dir else find_test_photos
     early = settings.images_dir and not depth_networks.needs_tensorflow(settings.depth_model)
     expected = training_log.takes_maps(settings)
     found = find(settings, expected) if early else None  # what is missing is said before the long start of TensorFlow
     devices.start_tensorflow(settings.use_gpu, settings.precision)
-    takes_maps = checkpoints.takes_maps(checkpoints.network_of(prefix))
+    takes_maps = checkpoints.takes_maps(checkpoints.network_of(run.prefix))
     if not early or takes_maps != expected:
         found = find(settings, takes_maps)
-    renderer = Renderer(prefix, settings.level, settings.precision)
+    renderer = Renderer(run.prefix, settings.level, settings.precision)
     renderer.check_maps(settings, found[0])
-    return render_all(settings, *found, renderer, prefix, folder, suffix, run)
+    return render_all(settings, run, renderer, *found)
 
 
 def stop(number, frame):
@@ -128,18 +127,18 @@ def find_test_photos(settings, use_depth):
     return pairs, []
 
 
-def render_all(settings, pairs, problems, renderer, prefix, folder, suffix, run):
+def render_all(settings, run, renderer, pairs, problems):
     """Renders the photos and shows the results; `problems` are those already known. Returns the exit status."""
-    iteration = checkpoints.iteration_of(prefix)  # None for released and small weights
+    iteration = checkpoints.iteration_of(run.prefix)  # None for released and small weights
     card, place = training_log.card_rows(settings.level, iteration), settings.images_dir or settings.dataset_dir
     data = f"Data: {len(pairs)} photo{'s' * (len(pairs) != 1)} of {place}"
-    for line in filter(None, [f"Weights: {prefix}", card.get("Origin"), data]):
+    for line in filter(None, [f"Weights: {run.prefix}", card.get("Origin"), data]):
         utils.say(line)
     futures, total = [], len(pairs) + len(problems)
     pool = concurrent.futures.ThreadPoolExecutor(THREADS)
     try:
         for pair in pairs:
-            futures.append(pool.submit(render_photo, settings, renderer, folder, suffix, pair))
+            futures.append(pool.submit(render_photo, settings, run, renderer, pair))
         for number, future in enumerate(futures, 1):
             try:
                 result = future.result()
@@ -151,7 +150,7 @@ def render_all(settings, pairs, problems, renderer, prefix, folder, suffix, run)
         pool.shutdown(cancel_futures=True)
         results = [future.result() for future in futures if not future.cancelled() and not future.exception()]
         if results:
-            results_page.show_page(folder, run, card | {"TensorFlow": tf.__version__}, results, problems, total)
+            results_page.show_page(run, card | {"TensorFlow": tf.__version__}, results, problems, total)
     means = results_page.mean_metrics([result.metrics for result in results])
     if means:
         print(f"Mean: {results_page.metrics_text(means)}")
@@ -165,9 +164,9 @@ def render_all(settings, pairs, problems, renderer, prefix, folder, suffix, run)
     return 1 if problems else 0
 
 
-def render_photo(settings, renderer, folder, suffix, pair):
+def render_photo(settings, run, renderer, pair):
     """Reads, renders, measures and writes a photo. Returns its `results_page.Result`; DataError for whatever fails."""
-    path = folder / (pair.name + suffix)
+    path = run.folder / (pair.name + run.suffix)
     try:
         return _render_photo(settings, renderer, path, pair)
     except DataError:

@@ -67,25 +67,35 @@ def mean_metrics(found):
 # Files ---------------------------------------------------------------------------------------------------------------
 
 
-def describe_run(settings, prefix, suffix, left_out):
-    """Returns (folder of the results, {name: value} of all that they depend on). Other values get another folder.
+class Run(NamedTuple):
+    """What a run renders with, and where its results go."""
 
-    suffix: of the results; left_out: names of settings that do not matter for these photos.
+    prefix: pathlib.Path  # of the checkpoint
+    suffix: str  # what the names of its pictures end in
+    folder: pathlib.Path
+    facts: dict  # {name: value} of all that its results depend on
+
+
+def describe_run(settings, prefix, suffix, left_out):
+    """Returns the `Run` of test_model.py's settings: its folder is another one where any of its facts is.
+
+    left_out: names of settings that do not matter for these photos.
     """
     left_out = {"given", "out", *left_out}
-    run = {name: value for name, value in vars(settings).items() if name not in left_out and value is not None}
-    run |= {name: os.path.realpath(run[name]) for name in ("dataset_dir", "images_dir", "depth_dir") if name in run}
+    facts = {name: value for name, value in vars(settings).items() if name not in left_out and value is not None}
+    facts |= {name: os.path.realpath(facts[name]) for name in ("dataset_dir", "images_dir", "depth_dir")
+              if name in facts}
     index = pathlib.Path(f"{prefix}.index").read_bytes()  # with a checksum of every variable
-    run |= {"weights": str(prefix), "weights_checksum": hashlib.sha256(index).hexdigest()[:16]}
+    facts |= {"weights": str(prefix), "weights_checksum": hashlib.sha256(index).hexdigest()[:16]}
     val = f"val_{settings.val_size}_" if settings.val_size else ""
     kind = f"{val}{suffix.removesuffix('.png').lstrip('_')}_{settings.precision}"
-    name = run_name(settings.images_dir or settings.dataset_dir, kind, run)
-    return pathlib.Path(settings.out or utils.FULL_RESOLUTION / name), run
+    name = run_name(settings.images_dir or settings.dataset_dir, kind, facts)
+    return Run(prefix, suffix, pathlib.Path(settings.out or utils.FULL_RESOLUTION / name), facts)
 
 
 def curve_name(settings, run):
     """Returns the name of the curve of a level's test means: one for each data set, split and precision."""
-    facts = {name: run[name] for name in ("dataset_dir", "val_size", "precision")}
+    facts = {name: run.facts[name] for name in ("dataset_dir", "val_size", "precision")}
     val = f"val_{settings.val_size}_" if settings.val_size else ""
     return f"test_{run_name(settings.dataset_dir, f'{val}{settings.precision}', facts)}"
 
@@ -146,12 +156,12 @@ def write_page(folder, settings, heading, results, problems, total):
     return page
 
 
-def show_page(folder, run, heading, results, problems, total):
-    """Writes the page of the results and prints where it is."""
+def show_page(run, heading, results, problems, total):
+    """Writes the page of a `Run` and prints where it is; the other arguments are those of `write_page`."""
     try:
-        utils.say(f"Look at them: {write_page(folder, run, heading, results, problems, total)}")
+        utils.say(f"Look at them: {write_page(run.folder, run.facts, heading, results, problems, total)}")
     except OSError as error:
-        problems.append(f"{folder}/index.html: could not be written ({error.strerror or error})")
+        problems.append(f"{run.folder}/index.html: could not be written ({error.strerror or error})")
         utils.warn(problems[-1], kind="error")
 
 

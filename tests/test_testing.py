@@ -49,7 +49,7 @@ def write_photos(photos, split="test"):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def network(small_pynet):
+def network(small_pynet, small_checkpoint):  # which is saved before the network is changed
     """The shared network, built once. Red and blue are driven beyond [0, 1], so that clipping counts."""
     *_, last_bias = small_pynet.variables.values()
     before = last_bias.numpy()
