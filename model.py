@@ -321,8 +321,8 @@ def _convolve_and_activate(x, kernel, bias):
 class InstanceNormalization(keras.layers.GroupNormalization):
     """Instance normalisation (arXiv:1607.08022): Keras' GroupNormalization with one channel to a group.
 
-    One image takes TensorFlow's fused kernel of batch normalisation, which in training is the same. A few images are
-    normalised one after the other; many, or an unknown number, as one image whose channels are the maps of all.
+    A few images take TensorFlow's fused kernel of batch normalisation, which in training is the same, one after the
+    other; many, or an unknown number, take it together, as one image whose channels are the maps of all.
     """
 
     def __init__(self, groups=-1, **options):
@@ -332,8 +332,6 @@ class InstanceNormalization(keras.layers.GroupNormalization):
         if self.groups != x.shape[-1] or self.axis != -1 or not (self.scale and self.center):
             return super().call(x)
         gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
-        if x.shape[0] == 1:
-            return self._normalise(x, gamma, beta)
         if x.shape[0] and x.shape[0] <= MAX_LOOPED_IMAGES:
             return tf.concat([self._normalise(image, gamma, beta) for image in tf.split(x, x.shape[0])], 0)
         images, height, width, maps = keras.ops.shape(x)
