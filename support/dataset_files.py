@@ -17,7 +17,8 @@ from utils import DataError
 SPLITS = ("train", "test")
 SUFFIXES = (".jpg", ".jpeg", ".png")
 OTHER_SUFFIXES = (".jfif", ".mpo", ".webp", ".tif", ".tiff", ".heic", ".heif", ".hif", ".avif", ".gif", ".bmp", ".jxl",
-                  ".jp2", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2")  # of photos, too
+                  ".jp2", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2",  # of photos, too,
+                  ".pfm", ".exr")  # and of maps
 
 
 def find_training_set(dataset_dir, use_depth=True, patch_size=PATCH_SIZE, val_size=0):

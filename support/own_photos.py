@@ -42,11 +42,14 @@ PROFILE_SPACE = slice(16, 20)  # ICC.1: bytes of a colour profile that name its 
 def find_photos(images_dir, suffixes=SUFFIXES):
     """Returns {name without suffix: path} of the photos in a folder, or of a single file, in numeric order.
 
-    Other files and hidden ones are ignored. Raises DataError where there is no photo.
+    Photos that are left out are named with the reason; other files and hidden ones are ignored. Raises DataError where
+    there is no photo.
     """
     photos, left_out = _find_files(images_dir, suffixes)
     if not photos:
         raise DataError("\n  ".join([f"{images_dir}: no photo found ({', '.join(suffixes)})", *left_out]))
+    for text in left_out:
+        warn(text)
     return photos
 
 
@@ -99,11 +102,10 @@ def find_photos_to_render(settings, use_depth):
     others = [path.name for path in sorted(files) if depth_dir and path not in used]
     missing = [f"{path}: has no depth map {place}{dataset_files.nearest(path.stem, others)}; "
                "python -m tools.make_depth_maps makes it" for path in without_depth]
-    problems = [*failed.values(), *_find_files(images_dir, SUFFIXES)[1]]
-    shown = problems + missing
+    shown = [*failed.values(), *missing]
     if len(missing) > MAX_NAMED:
         names = ", ".join(path.name for path in without_depth[:MAX_NAMED])
-        shown = [*problems, f"{images_dir}: {len(missing)} photos ({names} ...) have no depth map {place}; "
+        shown = [*failed.values(), f"{images_dir}: {len(missing)} photos ({names} ...) have no depth map {place}; "
                             "python -m tools.make_depth_maps makes them"]
     if not pairs:
         raise DataError("\n  ".join(shown))
@@ -112,7 +114,7 @@ def find_photos_to_render(settings, use_depth):
     inside = [pair.photo.name for pair in pairs if pair.map == pair.photo]
     if inside:
         utils.say(f"Depth maps: inside {', '.join(inside)}")
-    return pairs, problems + missing
+    return pairs, [*failed.values(), *missing, *_find_files(images_dir, SUFFIXES)[1]]
 
 
 def find_missing_maps(settings, pairs, photos):

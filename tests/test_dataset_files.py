@@ -41,6 +41,13 @@ def test_files_belong_together_by_name_whatever_their_suffix_and_others_are_igno
     assert found == [tuple(f"{number}{suffix}" for suffix in suffixes) for number, suffixes in enumerate(kinds)]
 
 
+@pytest.mark.parametrize("name", ["1.jfif", "1.mpo", "1.webp", "1.HEIC", "1.bmp", "1.pfm", "1.exr"])
+def test_pictures_of_other_formats_are_left_out_with_the_reason(tmp_path, name):
+    (tmp_path / name).touch()
+    assert dataset_files.images_by_name(tmp_path) == (
+        {}, {tmp_path / name: "is of a format that is not read here; save it as JPEG or PNG"})
+
+
 @pytest.mark.parametrize("as_given", ["{}", "{}/"])
 def test_dataset_folder_is_taken_with_and_without_the_closing_slash(tmp_path, as_given):
     write_split(tmp_path / "train", 1, 2)

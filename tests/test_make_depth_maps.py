@@ -133,15 +133,25 @@ def test_name_that_is_not_utf_8_is_as_good(photos, make, tmp_path):
     assert done.status == 0 and maps_in(tmp_path / "depth") == {"caf\udce9.png"}
 
 
-def test_full_disk_is_named_with_the_file(photos, make, tmp_path, monkeypatch):
+@pytest.mark.parametrize("function, file", [("write_bytes", "1.png"), ("write_text", make_depth_maps.NOTE)])
+def test_full_disk_is_named_with_the_file(photos, make, tmp_path, monkeypatch, function, file):
     photos({"1": (64, 64)})
 
-    def write_bytes(path, data):
+    def write(path, data, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr(pathlib.Path, "write_bytes", write_bytes)
+    monkeypatch.setattr(pathlib.Path, function, write)
     done = make("copy.tflite")
     assert done.status == 1 and done.err == (
-        f"error: [Errno 28] No space left on device: '{tmp_path / 'depth' / '1.png'}'\n")
+        f"error: [Errno 28] No space left on device: '{tmp_path / 'depth' / file}'\n")
+
+
+def test_photos_that_are_left_out_are_named(photos, make, tmp_path):
+    folder = photos({"1": (64, 64)})
+    (folder / "old.bmp").touch()
+    (folder / "gone.png").symlink_to("nowhere.png")
+    done = make("copy.tflite")
+    assert done.status == 0 and maps_in(tmp_path / "depth") == {"1.png"}
+    assert f"{folder / 'old.bmp'}: is of a format" in done.err and f"{folder / 'gone.png'}: is no file" in done.err
 
 
 @pytest.mark.parametrize("error, status", [(OSError(28, "No space left on device"), 1), (KeyboardInterrupt(), 130)])

@@ -71,7 +71,8 @@ def main(argv):
         photos = {path: replace(depth) for path, depth in photos.items()}
     if to_depth:
         for folder in {depth.parent for depth in photos.values()}:
-            (folder / NOTE).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+            with utils.whole_file(folder / NOTE) as partial:
+                partial.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
     # Training takes a data set's photos as they lie in the file, so their depth maps have to lie as they do.
     decode = functools.partial(load_dataset.read_image, mode="RGB") if settings.dataset_dir else own_photos.read_photo
     previewed = {}
