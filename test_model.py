@@ -173,7 +173,7 @@ def render_photo(settings, run, renderer, pair):
         raise
     except OSError as error:
         raise DataError(f"{path}: it or its small pictures could not be written ({error.strerror or error})") from None
-    except (MemoryError, tf.errors.ResourceExhaustedError):
+    except (MemoryError, tf.errors.ResourceExhaustedError, tf.errors.AbortedError):  # the last is oneDNN's
         raise DataError(f"{pair.photo}: does not fit into the device's memory; use_gpu=false renders on the CPU, "
                         "max_side= makes own photos smaller") from None
     except Exception as error:  # of one photo, whatever it is: the others are rendered
@@ -184,19 +184,20 @@ def _render_photo(settings, renderer, path, pair):
     metrics, target, info = {}, None, {}
     if settings.images_dir:
         seen, computed, photo = own_photos.load_input(pair, settings.max_side, settings.depth_is)
-        seen = renderer.refocus(seen, settings.focus, settings.aperture)
+        seen = renderer.refocus(seen, settings.focus, settings.aperture, pair.photo)
         picture = renderer.render_own(seen, computed, photo, settings.detail, pair.photo)
         size, info, picture = photo.size, picture.info, np.asarray(picture)
     else:
         seen, size = load_dataset.load_input(pair), pair.size
-        seen = renderer.refocus(seen) if pair.kind == "depth" else seen
+        seen = renderer.refocus(seen, name=pair.photo) if pair.kind == "depth" else seen
         target = load_dataset.load_target(pair, settings.level) if pair.bokeh else None
         with renderer.lock:
             image = renderer.render_whole(seen, size, pair.photo)
             metrics = measure(image, target) if pair.bokeh else {}
         picture = utils.to_uint8(image)
     utils.write_image(path, picture, info)
-    pictures = results_page.write_thumbnails(path, seen, picture, target, pair.kind, info.get("icc_profile"))
+    kind = "focus" if settings.focus and renderer.kind else renderer.kind
+    pictures = results_page.write_thumbnails(path, seen, picture, target, kind, info.get("icc_profile"))
     return results_page.Result(pair.name, path, size, metrics, pictures)
 
 

@@ -62,12 +62,12 @@ def focus_map(depth, at_focus, strength):
     return np.uint8(np.clip(np.round(255 - strength * difference(depth, at_focus)), 0, 255))
 
 
-def refocus(depth, focus=None, aperture=1.0):
+def refocus(depth, focus=None, aperture=1.0, name="the photo"):
     """Returns the focus map, uint8 (height, width), of a depth map for a user's focus and aperture.
 
     depth: uint8 (height, width), bright = near; focus: as in `depth_in_focus`; aperture: 0 leaves everything sharp, 2
-    doubles every disc. Raises DataError where the depth map is constant, so that a focus means nothing.
+    doubles every disc. Raises DataError, which begins with `name`, where the depth map is constant.
     """
     if not np.ptp(depth):
-        raise DataError("the depth map is the same everywhere, so nothing can be in focus before anything else")
+        raise DataError(f"{name}: its depth map is the same everywhere, so nothing can be in focus")
     return focus_map(depth, depth_in_focus(depth, focus), STRENGTH * aperture)

@@ -66,7 +66,8 @@ class Renderer:
             depth = self.find_depth(photo)
         pair = own_photos.Pair("photo", photo, depth, bokeh=None, size=None)
         seen, size, photo = own_photos.load_input(pair, side, depth_is)
-        return self.render_own(self.refocus(seen, focus, aperture), size, photo, with_detail)
+        name = own_photos.name_of(pair.photo)
+        return self.render_own(self.refocus(seen, focus, aperture, name), size, photo, with_detail, name)
 
     def find_depth(self, photo):
         """Returns the photo's path where a depth map is inside it; else what the depth network makes of the photo."""
@@ -101,7 +102,7 @@ class Renderer:
             print("Note: the network was trained on depth maps; focus= gives it the distance from the focus instead, "
                   "which is a trick that it was not trained for")
 
-    def refocus(self, seen, focus=None, aperture=1.0):
+    def refocus(self, seen, focus=None, aperture=1.0, name="the photo"):
         """Puts the map that the network takes in place of the depth map in its input, uint8 (height, width, channels).
 
         A network that was trained on focus maps gets that of `focus_maps.refocus`. Others take depth maps, and blur
@@ -109,7 +110,7 @@ class Renderer:
         """
         self.check_focus(focus, aperture)
         if self.kind == "focus":
-            return np.dstack([seen[..., :3], focus_maps.refocus(seen[..., 3], focus, aperture)])
+            return np.dstack([seen[..., :3], focus_maps.refocus(seen[..., 3], focus, aperture, name)])
         if focus:
             at_focus = focus_maps.depth_in_focus(seen[..., 3], focus)
             return np.dstack([seen[..., :3], focus_maps.focus_map(seen[..., 3], at_focus, strength=1)])

@@ -96,6 +96,23 @@ def test_aperture_is_refused_for_networks_of_depth_maps_and_focus_is_called_a_tr
     assert done.status == 0 and "a trick" in done.out
 
 
+def test_page_shows_the_map_that_the_network_saw_under_its_name(focus_checkpoint, call, workplace):
+    own = "small=true", "images_dir=photo.png", "depth_dir=depth.png"
+    assert call(test_model, *own, "out=focus_maps").status == 0
+    utils.SMALL.with_name(f"{utils.SMALL.name}.json").unlink()
+    assert call(test_model, *own, "out=depth_maps").status == 0
+    assert call(test_model, *own, "focus=0.5,0.5", "out=trick").status == 0
+    for folder, kind in {"focus_maps": "focus", "depth_maps": "depth", "trick": "focus"}.items():
+        shown = {path.suffixes[-2] for path in workplace.glob(f"{folder}/page/*.jpg")}
+        assert shown == {".photo", ".result", f".{kind}"}
+
+
+def test_constant_depth_map_is_an_error_that_names_the_photo(focus_checkpoint, call):
+    Image.new("L", (80, 64), 7).save("depth.png")
+    done = call(test_model, "small=true", "images_dir=photo.png", "depth_dir=depth.png")
+    assert done.status == 1 and done.err.startswith("error: photo.png: its depth map is the same everywhere")
+
+
 def test_kinds_of_maps_that_do_not_fit_are_named(focus_checkpoint, call):
     """Depth maps become focus maps, with a line that says so; focus maps cannot become depth maps."""
     make_scenes.write_dataset("depth", 1, 1, size=(192, 160))

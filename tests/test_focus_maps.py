@@ -45,5 +45,5 @@ def test_unevenness_of_a_flat_subject_leaves_it_in_focus():
 
 
 def test_constant_depth_map_has_no_focus():
-    with pytest.raises(DataError, match="same everywhere"):
-        focus_maps.refocus(np.full((8, 8), 7, np.uint8))
+    with pytest.raises(DataError, match="^a.png: .* same everywhere"):
+        focus_maps.refocus(np.full((8, 8), 7, np.uint8), name="a.png")

@@ -15,6 +15,7 @@ import zlib
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import newest_result
 from depth_network_files import expected_map
 from PIL import Image, ImageCms, PngImagePlugin
@@ -625,11 +626,12 @@ def test_profile_and_date_travel_into_the_result(rendering):
         assert image.info["icc_profile"] == SRGB and image.getexif()[DATE] == "2020:01:02 03:04:05"
 
 
-def test_photo_that_does_not_fit_into_memory_is_named_and_the_others_are_rendered(rendering, monkeypatch):
+@pytest.mark.parametrize("error", [MemoryError(), tf.errors.AbortedError(None, None, "oneDNN could not")])
+def test_photo_that_does_not_fit_into_memory_is_named_and_the_others_are_rendered(rendering, monkeypatch, error):
     def full(network, level):
         def render(photo, size):
             if size[0] > 200:
-                raise MemoryError
+                raise error
             return give_the_photo_back(network, level)(photo, size)
         return render
     add_photo("a.png", size=(200, 200))
