@@ -126,7 +126,7 @@ def inverse_depth(image, name, network, preset, output_name=None):
     """
     batch = prepare(image, name, network, preset)
     try:
-        outputs = network.run(batch)
+        outputs = {output: np.asarray(values) for output, values in network.run(batch).items()}
     except Exception as error:  # whatever a stranger's network raises
         raise DataError(f"{name}: the network fails on it ({first_line(error)[:300]})") from None
     shapes = ", ".join(f"{output} {values.shape}" for output, values in sorted(outputs.items()))
@@ -134,11 +134,11 @@ def inverse_depth(image, name, network, preset, output_name=None):
     chosen = list(outputs) if len(outputs) == 1 and not output_name else chosen
     if len(chosen) != 1 or chosen[0] not in outputs:
         raise DataError(f"{name}: the network gives {shapes}; output_name=NAME must choose one of them")
-    values = np.squeeze(np.float32(outputs[chosen[0]]))
-    if values.ndim != 2 or not values.size:
+    values = np.squeeze(outputs[chosen[0]])
+    if values.ndim != 2 or not values.size or values.dtype.kind in "OSUc":  # objects, texts, complex numbers
         raise DataError(f"{name}: the network gives {shapes}; a depth network gives one channel, (1, height, width)")
     with np.errstate(divide="ignore", over="ignore"):
-        inverse = OUTPUTS[preset.output](values)
+        inverse = OUTPUTS[preset.output](np.float32(values))
     if not np.isfinite(inverse).all():
         raise DataError(f"{name}: the network gives NaN or infinite values; do preset=, mean=, std=, output= fit it?")
     return inverse

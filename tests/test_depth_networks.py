@@ -223,6 +223,13 @@ def test_output_that_is_no_depth_is_an_error_that_names_the_photo(network_file, 
         make_depth_map(Image.new("RGB", (64, 64)), "black.png")
 
 
+@pytest.mark.parametrize("output", [np.array([[["near", "far"]]]), [{"near": 1.0}], np.ones((1, 8, 8), np.complex64)])
+def test_output_that_is_no_numbers_is_one_line(output):
+    network = depth_networks.Network(lambda batch: {"label": output}, (1, 64, 96, 3), np.float32)
+    with pytest.raises(DataError, match="^a.png: the network gives label .*a depth network gives one channel"):
+        depth_networks.inverse_depth(Image.new("RGB", (64, 64)), "a.png", network, PLAIN)
+
+
 @pytest.mark.parametrize("name", ["text.onnx", "text.keras", "text.h5", "text", "photo.png", "empty", "none"])
 def test_file_that_is_no_network_is_one_line(tmp_path, name):
     path = tmp_path / name

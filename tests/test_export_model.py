@@ -8,6 +8,7 @@ import importlib.util
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 
@@ -195,6 +196,20 @@ def test_full_disk_and_ctrl_c_leave_nothing(weights, call, monkeypatch, error, s
     monkeypatch.setattr(export_model, "write", write)
     done = call(export_model, "small=true", "level=7", "out=pynet")
     assert done.status == status and (status == 130 or re.fullmatch(r"error: pynet: .*No space left.*\n", done.err))
+    assert os.listdir() == ["models"]
+
+
+def test_sigterm_leaves_nothing(weights, call, monkeypatch):
+    def write(_, __, path):
+        path.write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGTERM)
+    monkeypatch.setattr(export_model, "write", write)
+    monkeypatch.setattr(export_model, "compare", lambda *_: None)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert call(export_model, "small=true", "level=7", "out=pynet").status == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert os.listdir() == ["models"]
 
 

@@ -8,6 +8,7 @@ only. Before the file gets its name it is loaded and compared with the network.
 import functools
 import importlib.util
 import pathlib
+import signal
 import sys
 import tempfile
 import warnings
@@ -48,6 +49,7 @@ USAGE = "python -m tools.export_model out=PATH [name=value ...]"
 def main(argv):
     """Exports as the arguments say. Raises DataError if the exported model does not compute what the network does."""
     settings = utils.parse_arguments(argv, PARAMETERS, USAGE)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the half file is deleted then, too
     out = pathlib.Path(settings.out)
     settings.format = find_format(settings.format, out)
     check_arguments(settings)
