@@ -52,7 +52,7 @@ PARAMETERS = (
     Parameter("eval_step", int, 1000, "iterations between two checkpoints, with metrics and visual crops", minimum=1),
     Parameter("learning_rate", float, 5e-5, "of Adam", minimum=1e-12, maximum=1),
     Parameter("restore_iter", int, None, "iteration of level N+1 to start from", minimum=1, default_text="last saved"),
-    Parameter("weights", str, None, "checkpoint to start from, as a prefix, instead of level N+1: fine-tuning",
+    Parameter("weights", str, None, "prefix of a checkpoint to start from instead of level N+1 (fine-tuning)",
               default_text="none"),
     Parameter("num_train_iters", int, None, "iterations to train", minimum=1,
               default_text=", ".join(map(str, DEFAULT_ITERATIONS.values())) + " for levels 7 ... 1"),
@@ -61,7 +61,7 @@ PARAMETERS = (
     Parameter("dataset_dir", str, "ebb_dataset/", "folder with train/ and test/"),
     Parameter("cache_dir", str, None, "folder for decoded pictures, read several times as fast (EBB!: 30 GB)",
               default_text="none"),
-    Parameter("val_size", int, 0, "pairs at the end of train/ to test on, instead of test/", minimum=0),
+    Parameter("val_size", int, 0, "test on the last N pairs of train/; inherited by later levels", minimum=0),
     Parameter("use_depth", bool, True, "use depth maps; chosen at level 7, inherited by later levels"),
     Parameter("resume", bool, False, "continue the level's stopped run, with its settings"),
     Parameter("seed", int, 0, "of the random weights, and of the choice of photos and patches",
@@ -223,7 +223,7 @@ def check_arguments(settings, worker):
     if settings.level == 7 and settings.restore_iter:
         raise UsageError("restore_iter: level 7 is the first to be trained and starts from no other level")
     if settings.weights and settings.restore_iter:
-        raise UsageError("restore_iter: says where in level N+1 to start, and weights= elsewhere; leave one out")
+        raise UsageError("restore_iter: is for a start from level N+1, weights= for any other; leave one out")
     if settings.patch_size % 32:
         raise UsageError(f"patch_size={settings.patch_size}: must be a multiple of 32")
     if settings.micro_batch and settings.micro_batch > settings.batch_size:

@@ -152,8 +152,7 @@ def find_start(settings, parameters):
     if settings.weights:
         prefix = pathlib.Path(settings.weights)
         if not checkpoints.exists(prefix):
-            raise DataError(f"weights={prefix}: no such checkpoint; it must be {prefix}.index and a .data file, given "
-                            "without these endings")
+            raise DataError(f"weights={prefix}: no such checkpoint; give the path of its .index file, without .index")
         run.start = f"from all weights of {prefix}"
     elif level < 7:
         prefix, iteration = checkpoints.find_checkpoint(level + 1, settings.restore_iter)
@@ -181,7 +180,7 @@ def read_state(prefix, parameters):
         problem = error
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         problem = "is damaged or of another version"
-    raise DataError(f"{prefix}.json: {problem}; without it the level starts anew (delete {prefix}.*)")
+    raise DataError(f"{prefix}.json: {problem}; delete {prefix}.* and the level starts anew")
 
 
 def complete_settings(settings, start, num_train_iters):
@@ -231,8 +230,8 @@ def find_vgg19(settings, terms):
     if wanted and path.is_file():
         return path
     if wanted and terms:
-        raise DataError(f"{path}: no such file; level {settings.level} is trained with VGG-19 features (README, "
-                        "Downloads), or without them: vgg_dir=none")
+        raise DataError(f"{path}: no such file, needed by level {settings.level}: python -m tools.download what=vgg19 "
+                        "fetches it; vgg_dir=none trains without it")
     if terms:
         say(f"Note: vgg_dir=none leaves the term {', '.join(terms)} out of the loss of level {settings.level}")
     elif wanted:

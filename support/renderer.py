@@ -81,7 +81,7 @@ class Renderer:
     def check_focus(self, focus, aperture):
         """Raises UsageError where the network does not obey a focus or an aperture, see `refocus`."""
         if focus and not self.kind:
-            raise UsageError("focus: the network takes no map, so it decides by itself what is in focus")
+            raise UsageError("focus: the network takes no maps and decides by itself what is in focus")
         if aperture != 1 and self.kind != "focus":
             raise UsageError("aperture: is for networks that were trained on focus maps, as small=true is")
 
@@ -100,13 +100,13 @@ class Renderer:
                   "around the middle in focus")
         if settings.focus and self.kind == "depth":
             print("Note: the network was trained on depth maps; focus= gives it the distance from the focus instead, "
-                  "which is a trick that it was not trained for")
+                  "a trick for which it was not trained")
 
     def refocus(self, seen, focus=None, aperture=1.0, name="the photo"):
         """Puts the map that the network takes in place of the depth map in its input, uint8 (height, width, channels).
 
         A network that was trained on focus maps gets that of `focus_maps.refocus`. Others take depth maps, and blur
-        what is dark: with a focus, they get the distance from its depth, which moves the focus though it is a trick.
+        what is dark: with a focus, they get the distance from its depth. That moves the focus, but is a trick.
         """
         self.check_focus(focus, aperture)
         if self.kind == "focus":

@@ -201,7 +201,7 @@ def follow_val_size(settings):
         if trained:
             say(f"val_size={trained}, as in training")
     elif trained not in (None, settings.val_size):
-        known = ", and knows some of these photos" if settings.val_size > trained else ""
+        known = ", and has seen some of these photos" if settings.val_size > trained else ""
         warn(f"val_size={settings.val_size}: level {settings.level} was trained with val_size={trained}{known}")
 
 

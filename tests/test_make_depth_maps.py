@@ -331,5 +331,5 @@ def test_process_is_quiet_and_imports_no_tensorflow_before_it_needs_it(photos, n
         """, cwd=tmp_path)
     assert done.status == 0
     lines = [line for line in done.err.splitlines() if not line.startswith("INFO")]  # TFLite names its CPU kernels
-    assert len(lines) == 1 and "images_dir: write either" in lines[0]
+    assert len(lines) == 1 and "images_dir: write images_dir" in lines[0]
     assert len(done.out.splitlines()) == 3 and "2 made, 0 kept" in done.out

@@ -343,7 +343,7 @@ def test_val_size_takes_the_last_pairs_of_train(place_with, call, white_network)
 @pytest.mark.parametrize("arguments, rendered, says", [
     ([], ["10", "9"], "out: val_size=2, as in training"), (["val_size=2"], ["10", "9"], ""),
     (["val_size=1"], ["10"], "err: warning: val_size=1: level 7 was trained with val_size=2\n"),
-    (["val_size=3"], ["10", "4", "9"], "err: trained with val_size=2, and knows some of these photos"),
+    (["val_size=3"], ["10", "4", "9"], "err: trained with val_size=2, and has seen some of these photos"),
     (["dataset_dir=other"], ["10", "2", "4", "9"], ""), (["small=true"], ["1"], "")])
 def test_val_size_is_that_of_the_training_on_the_same_data_set(place_with, call, white_network, checkpoint,
                                                                link_checkpoint, arguments, rendered, says):

@@ -40,9 +40,9 @@ LOCAL = "127.0.0.1"
 FONTS = "system-ui", "sans-serif"  # the browser's own, so that nothing is fetched
 
 PARAMETERS = (
-    Parameter("small", bool, True, "use the small network's weights; false, orig=, level= or restore_iter= others"),
+    Parameter("small", bool, True, "use the small network; orig=, level= and restore_iter= turn this off"),
     Parameter("orig", bool, False, "use the released weights in models/original/"),
-    Parameter("level", int, 1, "use your own network, at this level", minimum=1, maximum=7),
+    Parameter("level", int, 1, "level to render; without orig= or small=, of your own network", minimum=1, maximum=7),
     Parameter("restore_iter", int, None, "iteration of the level to use", minimum=1, default_text="last saved"),
     Parameter("precision", utils.PRECISIONS, "float32", "of the feature maps; float32 is exact"),
     Parameter("depth_model", str, depth_networks.DEFAULT, "depth network for photos without a depth map: name or file"),

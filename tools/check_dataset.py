@@ -33,9 +33,9 @@ SPLIT_NAMES = {"train": ("train",), "test": ("test", "val")}  # how the folder o
 
 PARAMETERS = (
     Parameter("dataset_dir", str, "ebb_dataset/", "folder with train/ and test/"),
-    Parameter("use_depth", bool, True, "false: without depth maps"),
-    Parameter("val_size", int, 0, "pairs at the end of train/ to test on, instead of test/", minimum=0),
-    Parameter("patch_size", int, load_dataset.PATCH_SIZE, "photos must have twice as many pixels on each side",
+    Parameter("use_depth", bool, True, "false checks a data set without depth maps"),
+    Parameter("val_size", int, 0, "test on the last N pairs of train/ instead of test/", minimum=0),
+    Parameter("patch_size", int, load_dataset.PATCH_SIZE, "of the training; photos must be twice as large on each side",
               minimum=32),
 )
 USAGE = "python -m tools.check_dataset [dataset_dir=FOLDER] [name=value ...]"

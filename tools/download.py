@@ -68,7 +68,7 @@ def unpack_weights(archive):
         for name in members:  # the index last: without it the rest is no checkpoint
             (partial / name).replace(archive.parent / name)
     except Exception as error:  # zipfile raises many kinds
-        raise DataError(f"{archive}: cannot be used ({error}); without this file it is fetched again") from None
+        raise DataError(f"{archive}: cannot be used ({error}); delete it to fetch it again") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

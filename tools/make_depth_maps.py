@@ -30,15 +30,15 @@ PREVIEWED, PREVIEW_SIZE = 6, (480, 360)  # photos on the contact sheet, spread e
 
 PARAMETERS = (
     Parameter("model", str, utils.REQUIRED,
-              f"depth network: .onnx, .tflite, a SavedModel folder, .keras or .h5; {' or '.join(NAMED)} is fetched"),
+              f"depth network: .onnx, .tflite, SavedModel folder, .keras, .h5, or by name: {' or '.join(NAMED)}"),
     Parameter("images_dir", str, None, "folder of photos, or one photo", default_text="none"),
     Parameter("depth_dir", str, None, "folder for the depth maps of images_dir", default_text="none"),
     Parameter("dataset_dir", str, None, "data set whose train/ and test/ get original_depth/", default_text="none"),
     Parameter("preset", tuple(PRESETS), "none", "range, mean, std, output, size and multiple of a known network"),
     Parameter("range", str, None, "what the pixel values 0 and 255 become, as low,high",
               default_text="0,1; 0,255 if the network takes unquantised whole numbers"),
-    Parameter("mean", str, "0,0,0", "then subtracted from R,G,B"),
-    Parameter("std", str, "1,1,1", "R,G,B are then divided by these"),
+    Parameter("mean", str, "0,0,0", "subtracted from R,G,B after range"),
+    Parameter("std", str, "1,1,1", "R,G,B are divided by these after mean"),
     Parameter("output", tuple(OUTPUTS), "inverse",
               "what the network gives: large = near, small = near, a distance, or the logarithm of one"),
     Parameter("output_name", str, None, "the output to take, if the network gives several",
@@ -46,7 +46,7 @@ PARAMETERS = (
     Parameter("size", int, None, "longer side of the input, if the network takes any size", minimum=1,
               default_text="512, or the preset's"),
     Parameter("multiple", int, 32, "both sides are rounded to multiples of this", minimum=1),
-    Parameter("replace", bool, False, "make depth maps that exist anew"),
+    Parameter("replace", bool, False, "delete existing depth maps and make them anew"),
     Parameter("preview", str, None, "contact sheet to write, as FILE.png or FILE.jpg", default_text="none"),
 )
 USAGE = ("python -m tools.make_depth_maps model=FILE (images_dir=PHOTOS depth_dir=FOLDER | dataset_dir=FOLDER) "
@@ -116,8 +116,8 @@ def find_photos(settings):
     """Makes the folders of the depth maps. Returns {photo: its depth map, which may be missing}."""
     given = [name for name in ("images_dir", "depth_dir", "dataset_dir") if getattr(settings, name)]
     if given not in (["images_dir", "depth_dir"], ["dataset_dir"]):
-        raise UsageError(f"{' and '.join(given) or 'images_dir'}: write either images_dir=PHOTOS depth_dir=FOLDER or "
-                         "dataset_dir=FOLDER, which is for a data set")
+        raise UsageError(f"{' and '.join(given) or 'images_dir'}: write images_dir=PHOTOS depth_dir=FOLDER or, for a "
+                         "data set, dataset_dir=FOLDER")
     if settings.images_dir:
         folders = {settings.images_dir: pathlib.Path(settings.depth_dir)}
     else:

@@ -55,7 +55,7 @@ PARAMETERS = (
     Parameter("train_count", int, 20, "photos in train/", minimum=1),
     Parameter("test_count", int, 4, "photos in test/", minimum=1),
     Parameter("seed", int, 0, "another seed gives other scenes", minimum=0),
-    Parameter("maps", tuple(load_dataset.MAPS), "depth", "of focus maps, those in train/ vary in focus and aperture"),
+    Parameter("maps", tuple(load_dataset.MAPS), "depth", "kind of maps; with focus, focus and aperture vary in train/"),
     Parameter("photos_dir", str, None, "folder of your own photos to use as textures", default_text="none"),
 )
 USAGE = "python -m tools.make_scenes dataset_dir=FOLDER [name=value ...]"

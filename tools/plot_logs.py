@@ -26,7 +26,7 @@ EVALUATION = re.compile(rf"step (\d+) \| {VALUE}, {VALUE} \| (?:{VALUE}, )*{VALU
 METRIC = re.compile(r"([\w-]+): ([^\s,]+)")
 
 PARAMETERS = (
-    Parameter("log", str, str(LOG), "log to draw; logs of the original code can be read, too"),
+    Parameter("log", str, str(LOG), "log to draw, also one of the original code"),
 )
 USAGE = "python -m tools.plot_logs [name=value ...]"
 
