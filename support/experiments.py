@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+import os
 import pathlib
 import re
 from types import SimpleNamespace
@@ -192,7 +193,7 @@ def complete_settings(settings, start, num_train_iters):
         for name, value in start.resumed.settings.items():
             if name not in settings.given or name == "kernel_start":  # which has had its effect
                 setattr(settings, name, value)
-    elif start.prefix and not settings.weights:
+    elif start.prefix:
         settings.val_size = inherited_val_size(settings, start.prefix)
     settings.num_train_iters = settings.num_train_iters or num_train_iters
 
@@ -212,8 +213,10 @@ def follow_network(settings, prefix):
 
 def inherited_val_size(settings, prefix):
     """Returns that of the checkpoint to start from, so that no test photo has been trained on, or the one given."""
-    inherited = training_log.settings_of(prefix).get("val_size")
-    if type(inherited) is not int or inherited == settings.val_size:
+    before = training_log.settings_of(prefix)
+    inherited, folders = before.get("val_size"), {str(before.get("dataset_dir")), settings.dataset_dir}
+    elsewhere = settings.weights and len(set(map(os.path.realpath, folders))) > 1  # fine-tuning on other photos
+    if type(inherited) is not int or elsewhere or inherited == settings.val_size:
         return settings.val_size
     if "val_size" not in settings.given:
         say(f"val_size={inherited}, as {prefix} was trained with")

@@ -90,7 +90,11 @@ def test_test_photos_are_those_of_the_level_above_and_other_ones_are_warned_of(
     assert capsys.readouterr().err.startswith(f"warning: val_size=2: {above} was trained with val_size=1, ")
     assert complete(above, "level=6", "val_size=1").val_size == 1
     assert complete(small_checkpoint, "level=6", "val_size=2").val_size == 2  # no card says anything
+    card["settings"]["dataset_dir"] = "ebb_dataset"
+    training_log.card_path(7).write_text(json.dumps(card))
+    assert complete(above, "level=6", f"weights={above}", "dataset_dir=scenes").val_size == 0
     assert capsys.readouterr() == ("", "")
+    assert complete(above, "level=6", f"weights={above}").val_size == 1  # fine-tuning on the same photos
 
 
 def test_workers_train_the_same_with_the_same_settings_photos_and_weights_in_whatever_folders(
