@@ -233,7 +233,7 @@ def load_onnx(path):
         shape[-3] = 3  # exporters of PyTorch's networks, which are NCHW, may leave all axes open
     kind = tensor.type.removeprefix("tensor(").removesuffix(")")
     dtype = np.dtype({"float": "float32", "double": "float64"}.get(kind, kind)).type
-    print(f"onnxruntime computes with {session.get_providers()[0]}")
+    utils.say(f"onnxruntime computes with {session.get_providers()[0]}")
     names = [output.name for output in session.get_outputs()]
     return Network(lambda batch: dict(zip(names, session.run(names, {tensor.name: batch}))), tuple(shape), dtype)
 

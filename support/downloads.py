@@ -75,7 +75,7 @@ def fetch(name, check=lambda path: None):
             came = _get_file(partial / path.name, address, sha256)
             check(came)
             if not sha256:
-                print(f"SHA-256, to compare with what others got: {hashlib.sha256(came.read_bytes()).hexdigest()}")
+                utils.say(f"SHA-256, to compare with what others got: {hashlib.sha256(came.read_bytes()).hexdigest()}")
             return came.rename(path)
         except Exception as error:  # get_file raises many kinds
             failures.append(f"{address}: {first_line(error).removeprefix(f'URL fetch failure on {address}: ')}")

@@ -1,6 +1,7 @@
 """support/depth_networks.py: any monocular depth network makes 8-bit maps of half the photo's size, bright = near."""
 
 import math
+import os
 import shutil
 import sys
 
@@ -221,6 +222,18 @@ def test_output_that_is_no_depth_is_an_error_that_names_the_photo(network_file, 
     make_depth_map = depth_networks.open_network(network_file(name), preset)
     with pytest.raises(DataError, match="^black.png: the network gives NaN or infinite values"):
         make_depth_map(Image.new("RGB", (64, 64)), "black.png")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux")
+def test_full_stdout_does_not_make_the_network_a_bad_one(network_file, monkeypatch):
+    path = network_file("copy.onnx")
+    with open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert depth_networks.load_network(path).shape == (1, 3, 64, 96)
+        monkeypatch.undo()
+        with pytest.raises(OSError):
+            full.flush()  # what it holds; closing it would raise that once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
 
 
 @pytest.mark.parametrize("output", [np.array([[["near", "far"]]]), [{"near": 1.0}], np.ones((1, 8, 8), np.complex64)])

@@ -78,7 +78,7 @@ def check_variables(prefix):
     import model
     pynet = model.build_pynet(seed=None, **checkpoints.network_of(prefix))
     checkpoints.restore_checkpoint(pynet.variables, prefix)
-    print(f"Checked: {len(pynet.variables)} variables")
+    utils.say(f"Checked: {len(pynet.variables)} variables")
 
 
 if __name__ == "__main__":
