@@ -145,7 +145,7 @@ def make_depth_maps(photos, model, depth_dir=None):
     Returns {path of a photo: its depth map} and {path of a photo that failed: why}. Raises DataError where the network
     cannot be used.
     """
-    folder = pathlib.Path(depth_dir) if depth_dir else utils.RESULTS / "depth_maps" / pathlib.Path(model).stem
+    folder = pathlib.Path(depth_dir or utils.RESULTS / "depth_maps" / _folder_of_network(model))
     maps = {}
     for path in photos:
         checksum = "" if depth_dir else "_" + hashlib.sha256(path.read_bytes()).hexdigest()[:12]
@@ -163,6 +163,15 @@ def make_depth_maps(photos, model, depth_dir=None):
     progress.clear()
     utils.say(f"Depth maps: {len(maps)} of {model} in {folder}/")
     return maps, failed
+
+
+def _folder_of_network(model):
+    """Returns a name for a depth network's maps: its own where it is known, else another for each file that it was."""
+    if model in depth_networks.NAMED:
+        return model
+    path = pathlib.Path(model)
+    facts = os.path.realpath(path), path.stat().st_size, path.stat().st_mtime_ns
+    return f"{path.stem}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:8]}"
 
 
 def load_input(pair, max_side=None, depth_is="inverse"):

@@ -579,6 +579,17 @@ def test_photos_without_a_map_get_one_from_the_depth_network_which_is_kept(rende
     assert "models/depth/depth_anything_v2_small.onnx: could not be fetched" in rendering("images_dir=photos").err
 
 
+def test_two_networks_of_one_file_name_do_not_share_their_maps(rendering, network_file):
+    add_photo("a.png", depth=False)
+    pathlib.Path("other").mkdir()
+    shutil.copy(network_file("free.onnx"), "copy.onnx")
+    shutil.copy(network_file("sharpen.onnx"), "other/copy.onnx")
+    for network in ("copy.onnx", "other/copy.onnx", "copy.onnx"):
+        assert rendering("images_dir=photos", f"depth_model={network}").status == 0
+    first, second = pathlib.Path("results/depth_maps").glob("copy-????????/a_*.png")
+    assert first.read_bytes() != second.read_bytes()
+
+
 def test_maps_of_the_network_are_kept_in_depth_dir_beside_those_that_are_there(rendering, depth_network):
     add_photo("a.png")
     add_photo("b.png", depth=False)
