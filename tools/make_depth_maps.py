@@ -163,6 +163,7 @@ def check_notes(kept, note):
             before = json.loads(path.read_text(encoding="utf-8"))
             other = [f"{name}={before[name]}" for name in note if before[name] != note[name]]
         except FileNotFoundError:
+            utils.say(f"Note: {path} is missing, so it is not known what made the depth maps there; they are kept")
             continue
         except (ValueError, KeyError, TypeError):
             raise DataError(f"{path}: is damaged; replace=true makes its depth maps anew") from None
