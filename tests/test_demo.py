@@ -40,14 +40,17 @@ def rendered_scenes(workplace):
         for name in (f"original/{number}.jpg", f"original_depth/{number}.png", f"bokeh/{number}.jpg"):
             write(demo.FOLDER / "ebb_dataset/test" / name, (300, 200), (200, 0, 0))
         write(demo.FOLDER / demo.RENDERED / f"{number}_level_1_small.png", (300, 200), (0, 200, 0))
+    for number in range(len(demo.CHOICES)):
+        write(demo.FOLDER / demo.RENDERED / f"choice_{number}.png", (300, 200), (0, 0, 200))
 
 
-def test_the_first_sheet_shows_photo_depth_map_result_and_target_of_every_photo(rendered_scenes):
+def test_the_first_sheet_shows_every_photo_with_its_map_result_and_target_and_one_with_other_focuses(rendered_scenes):
     demo.write_sheet()
     red, green, blue = areas_of_colours()
-    width = demo.SHEET_WIDTH / 4 - demo.GAP
+    width, choice = (demo.SHEET_WIDTH / pictures - demo.GAP for pictures in (4, len(demo.CHOICES)))
     assert green == pytest.approx(demo.TEST_COUNT * width ** 2 / 1.5, rel=0.02)
-    assert (red, blue) == (pytest.approx(3 * green, rel=0.02), 0)
+    assert red == pytest.approx(3 * green, rel=0.02)
+    assert blue == pytest.approx(len(demo.CHOICES) * choice ** 2 / 1.5, rel=0.02)
 
 
 def test_the_last_sheet_adds_the_crops_of_all_levels(rendered_scenes):
@@ -66,7 +69,8 @@ def test_the_last_sheet_adds_the_crops_of_all_levels(rendered_scenes):
     assert labels == ["crop", *(f"level {level}: 1{level}.5 dB" for level in demo.SCHEDULE), "target"]
     demo.write_sheet()
     *_, blue = areas_of_colours()
-    assert blue == pytest.approx(2 * 7 * (demo.SHEET_WIDTH // 9 - demo.GAP) ** 2, rel=0.05)
+    choices = len(demo.CHOICES) * (demo.SHEET_WIDTH / len(demo.CHOICES) - demo.GAP) ** 2 / 1.5
+    assert blue == pytest.approx(choices + 2 * 7 * (demo.SHEET_WIDTH // 9 - demo.GAP) ** 2, rel=0.05)
 
 
 def areas_of_colours():

@@ -1,9 +1,9 @@
 """Shows bokeh, and how a network learns it, in minutes and without any download: python -m tools.demo
 
-Makes a few synthetic scenes and renders them with the small network of models/small/. Then it trains such a network
-from scratch, level 7 to 1. Both go onto one contact sheet, results/demo.png. Training and rendering are those of
-train_model.py and test_model.py, run as a user would run them, but in results/demo/: the user's own models/ and
-results/ stay as they are.
+Makes a few synthetic scenes and renders them with the small network of models/small/, one of them also with other
+focuses and apertures. Then it trains such a network from scratch, level 7 to 1. Both go onto one contact sheet,
+results/demo.png. Training and rendering are those of train_model.py and test_model.py, run as a user would run them,
+but in results/demo/: the user's own models/ and results/ stay as they are.
 """
 
 import pathlib
@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import utils
-from support import scripts
+from support import devices, scripts
+from support.renderer import Renderer
 from support.training_log import LOG
 from tools import make_scenes, plot_logs
 from utils import DataError, Parameter
@@ -30,6 +31,12 @@ MARKER = FOLDER / ".made_by_demo"
 SCRIPTS = pathlib.Path(__file__).resolve().parent.parent
 SEED = 7  # of the scenes: three that show different things
 TRAIN_COUNT, TEST_COUNT = 12, 3
+
+CHOSEN = 1  # of the test photos: that which is rendered with each of these
+CHOICES = {
+    "focus=0.6,0.5": {"focus": (0.6, 0.5)}, "focus=0.04,0.6": {"focus": (0.04, 0.6)},
+    "focus=0.2,0.9": {"focus": (0.2, 0.9)}, "aperture=0.25": {"aperture": 0.25}, "aperture=1": {},
+    "aperture=2": {"aperture": 2}}
 
 SCHEDULE = {7: 100, 6: 60, 5: 60, 4: 60, 3: 80, 2: 20, 1: 10}  # iterations: what two CPU cores do in three minutes
 NETWORK = "width=0.25", "patch_size=128", "batch_size=2", "vgg_dir=none"
@@ -53,6 +60,8 @@ def main(argv):
     for script, *arguments in commands(settings.seed):
         print(f"\n$ python {script} {shlex.join(arguments)}", flush=True)
         status = subprocess.call([sys.executable, SCRIPTS / script, *arguments], cwd=FOLDER)
+        if status == 0 and script == "test_model.py":
+            render_choices()
         if status:
             print(f"error: {script} ended with exit status {status}, so the demo ends here", file=sys.stderr)
             return status
@@ -86,12 +95,26 @@ def commands(seed):
                f"seed={seed}", *NETWORK]
 
 
+def render_choices():
+    """Renders one test photo with the small network once for each of CHOICES."""
+    test = FOLDER / "ebb_dataset" / "test"
+    devices.start_tensorflow()
+    render = Renderer("small")
+    for number, options in enumerate(CHOICES.values()):
+        picture = render(test / "original" / f"{CHOSEN}.jpg", test / "original_depth" / f"{CHOSEN}.png", **options)
+        utils.write_image(FOLDER / RENDERED / f"choice_{number}.png", np.asarray(picture))
+
+
 # The contact sheet ---------------------------------------------------------------------------------------------------
 
 
 def write_sheet():
-    """Writes results/demo.png: a row for each test photo, then a row of crops, from level 7 on, for the first two."""
-    rows = [*map(photo_row, range(TEST_COUNT)), *(crop_row(number) for number in (0, 1) if (FOLDER / LOG).exists())]
+    """Writes results/demo.png.
+
+    It has a row for each test photo, one of other focuses and apertures, and rows of crops as the levels are trained.
+    """
+    trained = (0, 1) if (FOLDER / LOG).exists() else ()
+    rows = [*map(photo_row, range(TEST_COUNT)), choices_row(), *map(crop_row, trained)]
     utils.write_image(SHEET, np.vstack([row_of_pictures(row) for row in rows]))
 
 
@@ -102,6 +125,11 @@ def photo_row(number):
              "rendered by the small network": FOLDER / RENDERED / f"{number}_level_1_small.png",
              "target": test / "bokeh" / f"{number}.jpg"}
     return [(label, Image.open(file).convert("RGB")) for label, file in files.items()]
+
+
+def choices_row():
+    """Returns a test photo with other focuses and apertures, as [(label, picture)]."""
+    return [(label, Image.open(FOLDER / RENDERED / f"choice_{number}.png")) for number, label in enumerate(CHOICES)]
 
 
 def crop_row(number):
