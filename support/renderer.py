@@ -1,6 +1,6 @@
 """How does a photo go through the network, and become a picture of its size? From Python:
 
-    from test_model import Renderer
+    from support.renderer import Renderer
     render = Renderer("small")
     render("photo.jpg", "depth.png").save("bokeh.png")
 """
