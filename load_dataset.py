@@ -190,7 +190,7 @@ def read_image(path, mode, size=None, decode=True):
 
 
 def check_grey(image, path):
-    """Raises DataError where a Pillow image, which must be a map, has colours."""
+    """Raises DataError where the Pillow image of a map has colours."""
     red, green, blue = image.convert("RGB").split()
     if max(ImageStat.Stat(ImageChops.difference(red, other)).mean[0] for other in (green, blue)) > MAX_COLOUR:
         raise DataError(f"{path}: is in colours; a depth map must be grey, bright where something is near")
