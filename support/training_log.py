@@ -180,14 +180,17 @@ def map_kind(prefix):
 
 def settings_of(prefix):
     """Returns {name: value} of the settings that a checkpoint was trained with; {} where no card says so."""
-    settings = card_of(prefix).get("settings")
+    return _settings_in(card_of(prefix))
+
+
+def _settings_in(card):
+    settings = card.get("settings")
     return settings if isinstance(settings, dict) else {}
 
 
 def trained_val_size(settings):
     """Returns the val_size that a level was trained with on the data set of the `settings`, None where unknown."""
-    trained = read_card(settings.level).get("settings")
-    trained = trained if isinstance(trained, dict) else {}
+    trained = _settings_in(read_card(settings.level))
     val_size, folder = trained.get("val_size"), trained.get("dataset_dir")
     same = isinstance(folder, str) and os.path.realpath(folder) == os.path.realpath(settings.dataset_dir)
     return val_size if same and type(val_size) is int and val_size >= 0 else None
@@ -207,8 +210,8 @@ def follow_val_size(settings):
 
 def takes_maps(settings):
     """Returns whether a network sees depth maps, as far as its card knows: only a checkpoint says it for certain."""
-    trained = None if settings.orig or settings.small else read_card(settings.level).get("settings")
-    return trained.get("use_depth") is not False if isinstance(trained, dict) else True
+    trained = {} if settings.orig or settings.small else _settings_in(read_card(settings.level))
+    return trained.get("use_depth") is not False
 
 
 def card_rows(level, iteration):

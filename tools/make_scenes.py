@@ -26,6 +26,7 @@ from scipy import ndimage
 import load_dataset
 import utils
 from support import focus_maps, own_photos, scripts
+from support.depth_networks import PERCENTILES
 from tools.scene_textures import (
     LIGHT_OF_SRGB,
     choose_colours,
@@ -198,7 +199,7 @@ def focus_map(layers, lens, size, random):
     if not lens.aperture:
         return np.full((size[1] // 2, size[0] // 2), 255, np.uint8)
     depth = _estimated_depth(layers, size, random, NEWER_NETWORKS)
-    low, high = np.percentile(depth, (1, 99))
+    low, high = np.percentile(depth, PERCENTILES)
     depth = utils.to_uint8((depth - low) / max(high - low, 1e-6))
     near = inverse_distance(layers, size)[1::2, 1::2]  # as many rows and columns as the map has
     diameter = confusion_diameter(1 / near, lens, size)
