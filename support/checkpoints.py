@@ -245,7 +245,8 @@ def _save(write, prefix, before_replacing=lambda: None):
             _to_disk(path)
         before_replacing()
         (folder / WHOLE).touch()
-        _to_disk(folder)
+        with contextlib.suppress(FileNotFoundError):  # another process may have moved all to its place already
+            _to_disk(folder)
         finish_interrupted_saves(prefix.parent)
         if (folder / WHOLE).exists():
             raise OSError(f"the files in {folder}/ could not be moved to {prefix.parent}/")

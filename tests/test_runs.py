@@ -470,6 +470,21 @@ def test_saving_and_looking_for_checkpoints_do_not_disturb_each_other(workplace)
     assert checkpoints.saved_iterations(7) == [0, 1, 2]
 
 
+def test_a_save_that_another_process_finishes_is_no_failure(workplace, monkeypatch):
+    to_disk = checkpoints._to_disk
+
+    def while_another_process_looks(path):
+        checkpoints.saved_iterations(7)
+        to_disk(path)
+
+    monkeypatch.setattr(checkpoints, "_to_disk", while_another_process_looks)
+    prefix = checkpoints.checkpoint_prefix(7, 1)
+    for value in (1.0, 2.0):
+        checkpoints.save_checkpoint({"v": tf.Variable(value)}, prefix)
+    assert tf.train.load_checkpoint(str(prefix)).get_tensor("v") == 2
+    assert not list(prefix.parent.glob(".*"))
+
+
 # Numbers and photos that are not right -------------------------------------------------------------------------------
 
 
