@@ -29,7 +29,9 @@ def add_detail(photo, rendered, seen):
     small = resize(rendered, seen.size)
     mask = Image.fromarray(np.uint8(np.round(255 * in_focus(seen, small))))
     sharp = ImageChops.add(photo, resize(_colour_difference(small, seen), photo.size), offset=-ZERO)
-    return Image.composite(sharp, resize(rendered, photo.size), mask.resize(photo.size, Image.Resampling.BILINEAR))
+    picture = rendered.resize(photo.size, Image.Resampling.BICUBIC)  # always a copy
+    picture.paste(sharp, mask=mask.resize(photo.size, Image.Resampling.BILINEAR))
+    return picture
 
 
 def in_focus(seen, rendered):

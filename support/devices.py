@@ -1,5 +1,6 @@
 """On what is it computed? TensorFlow's start, precision, and which devices."""
 
+import gc
 import os
 import pathlib
 import re
@@ -22,10 +23,13 @@ def start_tensorflow(use_gpu=True, precision="float32"):
     os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_USE_LEGACY_KERAS": "0"}
     if not use_gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    gc.disable()  # what an import makes stays: to look through it for garbage again and again takes half a second
     if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3":
         _import_quietly()
     tf.keras.config.set_image_data_format("channels_last")  # whatever the user's keras.json says
     tf.keras.config.set_floatx("float32")
+    gc.freeze()
+    gc.enable()
     gpus = tf.config.list_physical_devices("GPU") if use_gpu else []
     tf.config.set_visible_devices(gpus, "GPU")
     for gpu in gpus:

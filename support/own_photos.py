@@ -10,7 +10,7 @@ import os
 import pathlib
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 import load_dataset
 import utils
@@ -18,7 +18,7 @@ from load_dataset import Pair, size_text
 from support import dataset_files, depth_networks, embedded_depth
 from support.depth_networks import OUTPUTS, PERCENTILES
 from support.embedded_depth import ORIENTATION
-from utils import DataError, warn
+from utils import DataError, first_line, warn
 
 HEIF, AVIF = ("HEIF", "pillow-heif"), ("AVIF", "pillow>=11.3")  # formats and the packages that read them
 REQUIREMENTS = {".heic": HEIF, ".heif": HEIF, ".hif": HEIF, ".avif": AVIF}
@@ -220,6 +220,12 @@ def name_of(photo):
     return photo if isinstance(photo, PATHS) else "the picture"
 
 
+def _unreadable(path, formats, error):
+    """Returns the DataError of a file that raises `error`, whose text may hold Python's name of the open file."""
+    reason = "unknown content" if isinstance(error, UnidentifiedImageError) else first_line(error)
+    return DataError(f"{path}: is damaged, or no {formats} ({reason})")
+
+
 # Photos --------------------------------------------------------------------------------------------------------------
 
 
@@ -254,7 +260,7 @@ def read_photo(path):
         image_format, package = REQUIREMENTS.get(path.suffix.lower(), ("JPEG", None))
         if image_format not in embedded_depth.phone_formats():
             raise DataError(f'{path}: needs {package}: pip install "{package}", or save it as JPEG') from None
-        raise DataError(f"{path}: is damaged, or no JPEG, PNG, WebP or TIFF of 8 or 16 bits ({error})") from None
+        raise _unreadable(path, "JPEG, PNG, WebP or TIFF of 8 or 16 bits", error) from None
 
 
 def _upright_rgb(image, name):
@@ -310,7 +316,7 @@ def read_depth_map(path, size, depth_is="inverse"):
     except DataError:
         raise
     except Exception as error:  # Pillow and NumPy raise many kinds
-        raise DataError(f"{path}: is damaged, or no PNG, TIFF, JPEG, WebP, PFM, .npy or .npz ({error})") from None
+        raise _unreadable(path, "PNG, TIFF, JPEG, WebP, PFM, .npy or .npz", error) from None
     return _to_inverse_depth(depth, size, f"{path}:", depth_is)
 
 

@@ -1,6 +1,7 @@
 """How does a script end? Errors become one line and an exit status, whatever has become of stdout and stderr."""
 
 import errno
+import gc
 import io
 import os
 import sys
@@ -26,6 +27,7 @@ def run(main):
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             error.filename = error.filename or "stdout"  # which has no name; files have theirs
         problem = f"error: {error}"
+    gc.freeze()  # the end of the process would look through all for garbage, nearly a second with TensorFlow
     lost = _flush(sys.stdout)
     if lost:
         status = status or 1

@@ -54,7 +54,28 @@ def test_the_command_prints_a_markdown_table_with_machine_versions_and_date(data
     assert device.startswith("Computing on")
     assert re.match(r"20\d\d-\d\d-\d\d; .*cores; Python 3\.\d+.*TensorFlow 2\.", machine)
     assert header.count("|") == dashes.count("|") == row.count("|") == 7
-    assert re.match(r"\| training pairs, level 7 \| \d+ a second, \d+\.\d times the \d+ of one core", row)
+    assert re.match(r"\| training pairs, level 7 \| \d+ a second, \d+\.\d times the \d+ of one core with plain Pillow; "
+                    r"\d+ with cache_dir=", row)
+
+
+def test_many_sizes_are_rendered_and_measured_in_three_parts(monkeypatch):
+    monkeypatch.setattr(benchmark, "SIZES", 3)
+    monkeypatch.setattr(benchmark, "SIDES", (32, 48))
+    found = benchmark.many_sizes(7, "float32", "0.125")
+    assert found["what"] == "render 3 sizes, level 7, width 0.125, float32"
+    memory = [float(text) for text in re.findall(r"and (\d+\.\d\d) GB", found["result"])]
+    assert len(memory) == 3 and memory == sorted(memory) and memory[0] > 0.1
+
+
+@pytest.mark.parametrize("step, limit", [(2.0, 2.0), (0.5, 0.75)])
+def test_hours_of_a_level_follow_from_step_reading_and_iterations(dataset, monkeypatch, step, limit):
+    monkeypatch.setitem(benchmark.checkpoints.PAPER_BATCH_SIZES, 7, 1)
+    monkeypatch.setattr(benchmark, "alternate", lambda *works: [step, 48.0, 36.0])  # of 48 pairs
+    found = benchmark.schedule(7, "float32", "0.125", dataset)
+    assert found["what"] == "level 7, 5000 iterations of batch 1, width 0.125, float32"
+    assert found["hours"] == pytest.approx(5000 * limit / 3600)
+    assert found["result"] == (f"step {step:.2f} s, reading 1.00 s, 0.75 s with cache_dir=: "
+                               f"{5000 * limit / 3600:.1f} hours")
 
 
 def test_a_measurement_that_the_system_kills_is_named(tmp_path, monkeypatch):

@@ -83,7 +83,7 @@ def test_every_kind_of_damage_is_found(check, tmp_path):
     assert len(errors) == 7 and done.status == 1
     assert done.out.splitlines()[-4:] == [
         "Problems to repair: 7", "Missing depth maps: 1. This makes them:",
-        "  python -m tools.make_depth_maps model=FILE dataset_dir=data",
+        "  python -m tools.make_depth_maps model=depth_anything_v2_small dataset_dir=data",
         "Then: python -m tools.check_dataset dataset_dir=data patch_size=192"]
 
 
@@ -180,7 +180,7 @@ def test_without_depth_maps(check):
     assert "train: 6 photos, 0 depth maps, 6 targets\n" in done.out
     assert done.out.splitlines()[-4:] == [
         "Problems to repair: 2", "Missing depth maps: 8. This makes them:",
-        "  python -m tools.make_depth_maps model=FILE dataset_dir=data",
+        "  python -m tools.make_depth_maps model=depth_anything_v2_small dataset_dir=data",
         "Then: python -m tools.check_dataset dataset_dir=data patch_size=192"]
     done = check("use_depth=false")
     assert done.status == 0

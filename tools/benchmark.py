@@ -1,4 +1,4 @@
-"""Measures speed and memory on this machine: python -m tools.benchmark [what=render|train|data|startup] [level=N] ...
+"""Measures speed and memory on this machine: python -m tools.benchmark [what=render|train|data|startup ...] [level=N]
 
 Each figure is the median of repeated runs. Beside it stands what the machine does at best in the same run: a large
 plain convolution of the same precision. The output is a Markdown table. Each row is measured by a process of its own,
@@ -35,16 +35,21 @@ from utils import LazyModule, Parameter, tf
 model = LazyModule("model")
 
 PHOTO_SIZE = 1536, 1024  # width, height of the photos that are rendered and read, as EBB! has them
-LEVELS = {"render": (1,), "train": (7, 3), "data": (7, 3, 1), "startup": (7, 3)}  # where no level is given
+LEVELS = {  # where no level is given
+    "render": (1,), "train": (7, 3), "data": (7, 3, 1), "startup": (7, 3), "sizes": (1,),
+    "schedule": (7, 6, 5, 4, 3, 2, 1)}
+ALL = "render", "train", "data", "startup"  # where `what` is not given
 BATCH_SIZE = {7: 4, 6: 4, 5: 2}  # of what=train, 1 for the other levels
 REPETITIONS = 9
 DATA_PAIRS, PLAIN_PAIRS = 48, 8  # that are read in each
 CONVOLUTION = 256, 384, 128  # height, width and maps of the plain 3 x 3 convolution
+SIZES, SIDES = 300, (200, 400)  # different photos that what=sizes renders, and their sides in pixels
 
 PARAMETERS = (
-    Parameter("what", tuple(LEVELS), None, "what to measure", default_text="all of it"),
+    Parameter("what", tuple(LEVELS), None, "what to measure; schedule: the hours of the paper's training",
+              default_text=", ".join(ALL)),
     Parameter("level", int, None, "level of the network", minimum=1, maximum=7,
-              default_text="1 to render, 7 and 3 to train and to start, 7, 3 and 1 for data"),
+              default_text="1 to render, 7 and 3 to train and to start, 7, 3 and 1 for data, all for schedule"),
     Parameter("precision", utils.PRECISIONS, "float32", "of the feature maps"),
     Parameter("width", ("1", "0.5", "0.25", "0.125"), "1", "share of the paper's feature maps"),
     Parameter("dataset_dir", str, None, "photos for what=data", default_text="synthetic ones"),
@@ -60,12 +65,16 @@ def main(argv):
           "|---|---|---|---|---|---|", sep="\n", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         dataset_dir = os.path.abspath(settings.dataset_dir or os.path.join(folder, "photos"))
-        kinds = [settings.what] if settings.what else LEVELS
-        if not settings.dataset_dir and {"data", "startup"} & set(kinds):
+        kinds, hours = [settings.what] if settings.what else ALL, []
+        if not settings.dataset_dir and {"data", "startup", "schedule"} & set(kinds):
             make_scenes.write_dataset(pathlib.Path(dataset_dir), train_count=8, test_count=1, size=PHOTO_SIZE)
         for kind in kinds:
             for level in [settings.level] if settings.level else LEVELS[kind]:
-                print(row(measure_in_own_process(kind, level, settings, dataset_dir, folder)), flush=True)
+                measured = measure_in_own_process(kind, level, settings, dataset_dir, folder)
+                hours += [measured["hours"]] if kind == "schedule" else []
+                print(row(measured), flush=True)
+    if len(hours) > 1:
+        print(f"Paper's schedule: {sum(hours):.1f} hours")
 
 
 def machine():
@@ -110,6 +119,8 @@ def measure(kind, level, precision, width, dataset_dir, folder, started):
         else:
             devices.start_tensorflow(precision=precision)
             measured = (reading(level, dataset_dir) if kind == "data" else
+                        many_sizes(level, precision, width) if kind == "sizes" else
+                        schedule(level, precision, width, dataset_dir) if kind == "schedule" else
                         computing(rendering if kind == "render" else training, level, precision, width))
         return measured | {"peak": devices.peak_memory()}
 
@@ -133,9 +144,9 @@ def rendering(level, precision, width):
     return f"render {rows} x {columns}, level {level}", lambda: render(photo, PHOTO_SIZE), count
 
 
-def training(level, precision, width):
+def training(level, precision, width, batch_size=None):
     """Returns the same for an update. Backwards takes twice the operations: for the gradients of maps and kernels."""
-    size, batch_size = load_dataset.PATCH_SIZE, BATCH_SIZE.get(level, 1)
+    size, batch_size = load_dataset.PATCH_SIZE, batch_size or BATCH_SIZE.get(level, 1)
     pynet = model.build_pynet(size, size, precision=precision, width_multiplier=float(width))
     network = model.network_for_level(pynet, level)
     adam = train_model.Adam(train_model.trained_variables(network))
@@ -181,18 +192,23 @@ def operations(level, height, width, width_multiplier="1"):
 def reading(level, dataset_dir):
     """Measures reading of training pairs in as many threads as there are cores, while nothing else computes.
 
-    In turns with it, the same by plain calls of Pillow in one thread, which is how the original reads.
+    In turns with it, the same from decoded pictures in a cache_dir, and by plain calls of Pillow in one thread, which
+    is how the original reads.
     """
     pairs = dataset_files.find_training_set(dataset_dir)[0]
-
-    def read():
-        for _ in load_dataset.training_batches(pairs, level, 1, train_size=len(pairs), first=1, last=DATA_PAIRS):
-            pass
-
-    seconds, plain_seconds = alternate(read, lambda: read_plainly(pairs[:PLAIN_PAIRS], level))
+    seconds, kept_seconds, plain_seconds = alternate(
+        lambda: read(pairs, level), lambda: read(pairs, level, "cache"),
+        lambda: read_plainly(pairs[:PLAIN_PAIRS], level))
     rate, plain_rate = DATA_PAIRS / seconds, len(pairs[:PLAIN_PAIRS]) / plain_seconds
     times = f"{rate / plain_rate:.1f} times the {plain_rate:.0f} of one core with plain Pillow"
-    return {"what": f"training pairs, level {level}", "result": f"{rate:.0f} a second, {times}"}
+    return {"what": f"training pairs, level {level}",
+            "result": f"{rate:.0f} a second, {times}; {DATA_PAIRS / kept_seconds:.0f} with cache_dir="}
+
+
+def read(pairs, level, cache_dir=None):
+    """Reads DATA_PAIRS training pairs as a training does."""
+    for _ in load_dataset.training_batches(pairs, level, 1, len(pairs), 1, DATA_PAIRS, cache_dir=cache_dir):
+        pass
 
 
 def read_plainly(pairs, level):
@@ -204,6 +220,36 @@ def read_plainly(pairs, level):
             np.dstack([np.asarray(half), np.asarray(depth)])[:side // 2, :side // 2].copy()
             target = Image.fromarray(np.asarray(bokeh)[:side, :side])
             np.asarray(target.resize((load_dataset.target_side(level),) * 2, Image.Resampling.BICUBIC))
+
+
+def many_sizes(level, precision, width):
+    """Measures time and memory of rendering photos of SIZES different sizes with one network."""
+    pynet = model.build_pynet(precision=precision, width_multiplier=float(width))
+    render = renderer.make_renderer(model.network_for_level(pynet, level), level)
+    random, rates, memory = np.random.default_rng(0), [], []
+    for _ in range(SIZES):
+        columns, rows = 2 * random.integers(*SIDES, 2)
+        photo = random.integers(0, 256, (rows // 2, columns // 2, pynet.input.shape[-1]), np.uint8)
+        seconds = timeit.timeit(functools.partial(render, photo, (columns, rows)), number=1)
+        rates.append(1e6 * seconds / (rows * columns))
+        memory.append(devices.peak_memory() / 1e9)
+    parts = [slice(start, start + SIZES // 3) for start in range(0, SIZES, SIZES // 3)]
+    texts = [f"{statistics.median(rates[part]):.2f} s a megapixel and {memory[part][-1]:.2f} GB" for part in parts[:3]]
+    return {"what": f"render {SIZES} sizes, level {level}, width {width}, {precision}",
+            "result": f"in the first, second and last third {', '.join(texts)}"}
+
+
+def schedule(level, precision, width, dataset_dir):
+    """Measures an update of the paper's batch size, and reading, and computes the hours of the paper's iterations."""
+    batch_size, iterations = checkpoints.PAPER_BATCH_SIZES[level], train_model.DEFAULT_ITERATIONS[level]
+    pairs = dataset_files.find_training_set(dataset_dir)[0]
+    step = training(level, precision, width, batch_size)[1]
+    seconds, *reading_seconds = alternate(step, lambda: read(pairs, level), lambda: read(pairs, level, "cache"))
+    decode, kept = (total * batch_size / DATA_PAIRS for total in reading_seconds)
+    hours = iterations * max(seconds, kept) / 3600
+    return {"what": f"level {level}, {iterations} iterations of batch {batch_size}, width {width}, {precision}",
+            "result": f"step {seconds:.2f} s, reading {decode:.2f} s, {kept:.2f} s with cache_dir=: {hours:.1f} hours",
+            "hours": hours}
 
 
 def one_iteration(level, precision, width, dataset_dir, started):

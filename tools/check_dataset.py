@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter
 
 import load_dataset
 import utils
-from support import dataset_files, scripts
+from support import dataset_files, depth_networks, scripts
 from tools import make_depth_maps
 from utils import DataError, Parameter
 
@@ -104,7 +104,7 @@ def next_steps(argv, settings, splits, problems):
         return [f"No photos found: {folder / 'train' / 'original'} and {folder / 'train' / 'bokeh'} must hold them"]
     lines, command = [], check if problems else ["python", "train_model.py", "level=7", *argv]
     if settings.use_depth and photos - maps:
-        make = ["python", "-m", "tools.make_depth_maps", "model=FILE", f"dataset_dir={folder}"]
+        make = ["python", "-m", "tools.make_depth_maps", f"model={depth_networks.DEFAULT}", f"dataset_dir={folder}"]
         lines += [f"Missing depth maps: {len(photos - maps)}. This makes them:", f"  {shlex.join(make)}"]
     too_many = settings.val_size >= len(targets) > 1
     if too_many or not settings.val_size and not any(split == "test" for split, _ in targets):
