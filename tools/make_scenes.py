@@ -47,8 +47,10 @@ FOREGROUND_SHARE = 0.25  # of the scenes have something nearer than the subject
 OBJECTS_BEHIND = 4, 11  # between subject and background
 BANDS = 16  # that a slanted plane is cut into, each with one disc
 SHARP_SHARE = 0.06  # of the training scenes with focus maps: everything is sharp
+WIDE_OPEN_SHARE = 0.5  # of the others: the lens is wide open, as in test/
+NIGHT_SHARE = 0.3  # of these scenes: lights before a dark background
 FOCUS_SHARES = {"subject": 0.6, "behind": 0.25, "background": 0.15}  # of these scenes: what is in focus
-APERTURES = 0.1, 1.5  # of these scenes, in multiples of the lens wide open
+APERTURES = 0.1, 1.5  # of the rest of these scenes, in multiples of the lens wide open
 MAX_SCENES_HERE = 16  # more are worth starting processes
 
 PARAMETERS = (
@@ -137,7 +139,11 @@ def make_scene(size, seed, photos=(), maps="depth", varied_lens=False):
     own_random, = random.spawn(1)  # of lens and focus map: the photo does not depend on them
     photos = [own_photos.read_photo(photos[index]) for index in random.integers(len(photos), size=3)] if photos else []
     layers, subject = _make_layers(size, photos, random, APERTURES[1] if varied_lens else 1)
-    lens = _choose_lens(inverse_distance(layers, size), subject, size, own_random) if varied_lens else Lens(subject)
+    lens = Lens(subject)
+    if varied_lens:
+        lens = _choose_lens(inverse_distance(layers, size), subject, size, own_random)
+        if own_random.random() < NIGHT_SHARE:
+            _turn_to_night(layers[0].rgba, own_random)
     light = expose(layers, None, size)
     gain = np.clip(log_uniform(random, 0.1, 0.28) / np.minimum(light, 1).mean(), 0.3, 3)
     gain = np.float32(gain * random.uniform(0.9, 1.1, (3, 1, 1)))  # white balance
@@ -162,7 +168,8 @@ def _choose_lens(near, subject, size, random):
         focus = 1 / (random.choice(behind) if target == "behind" else near.min())
     largest = confusion_diameter(1 / np.array([near.min(), near.max()]), Lens(focus), size).max()
     limit = focus_maps.largest_disc(size) / max(largest, 1e-6)  # what a focus map can say
-    return Lens(focus, min(log_uniform(random, *APERTURES), limit))
+    aperture = 1.0 if random.random() < WIDE_OPEN_SHARE else log_uniform(random, *APERTURES)
+    return Lens(focus, min(aperture, limit))
 
 
 # The maps ------------------------------------------------------------------------------------------------------------
@@ -342,11 +349,18 @@ def _draw_solid(height, width, photos, random):
     return np.stack([*make_texture((height, width), photos, random) * light, coverage])
 
 
-def _add_highlights(rgba, random):
+def _turn_to_night(backdrop, random):
+    """Darkens a background, in place, and puts lights of several colours on it."""
+    backdrop[:3] *= log_uniform(random, 0.01, 0.2)
+    for _ in range(random.integers(2, 6)):
+        _add_highlights(backdrop, random, (3, 14))
+
+
+def _add_highlights(rgba, random, diameters=(1.4, 7)):
     """Puts small spots of one colour on a thing, 4 to 60 times as bright as white."""
     colour = LIGHT_OF_SRGB[choose_colours(random, 1)].reshape(3, 1, 1) + 0.3
     for _ in range(random.integers(1, 5 + rgba[0].size // 30000)):
-        diameter = log_uniform(random, 1.4, 7)
+        diameter = log_uniform(random, *diameters)
         light = colour * make_disc(diameter) * np.float32(diameter ** 2 * math.pi / 4 * log_uniform(random, 4, 60))
         below, light = overlap(rgba, light, *(random.integers(side) for side in rgba.shape[:0:-1]))
         below[:3] += light * below[3]
