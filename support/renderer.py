@@ -105,12 +105,14 @@ class Renderer:
     def refocus(self, seen, focus=None, aperture=1.0, name="the photo"):
         """Puts the map that the network takes in place of the depth map in its input, uint8 (height, width, channels).
 
-        A network that was trained on focus maps gets that of `focus_maps.refocus`. Others take depth maps, and blur
+        A network that was trained on focus maps gets that of `focus_maps.refocus`. It has learned discs in pixels, on
+        photos of `own_photos.LEARNED_SIDE`; in smaller ones they are to be smaller. Others take depth maps, and blur
         what is dark: with a focus, they get the distance from its depth. That moves the focus, but is a trick.
         """
         self.check_focus(focus, aperture)
         if self.kind == "focus":
-            return np.dstack([seen[..., :3], focus_maps.refocus(seen[..., 3], focus, aperture, name)])
+            scale = 2 * max(seen.shape) / own_photos.LEARNED_SIDE
+            return np.dstack([seen[..., :3], focus_maps.refocus(seen[..., 3], focus, aperture * scale, name)])
         if focus:
             at_focus = focus_maps.depth_in_focus(seen[..., 3], focus)
             return np.dstack([seen[..., :3], focus_maps.focus_map(seen[..., 3], at_focus, strength=1)])

@@ -55,8 +55,10 @@ def test_card_of_a_level_counts_for_the_iterations_that_it_knows(small_checkpoin
 def test_network_for_focus_maps_sees_the_map_of_focus_and_aperture(focus_checkpoint):
     renderer = test_model.Renderer(focus_checkpoint)
     depth = np.asarray(Image.open("depth.png"))
-    for options in ({}, {"focus": (0.1, 0.2)}, {"aperture": 0}, {"focus": (0.9, 0.9), "aperture": 2.5}):
-        assert np.array_equal(seen_by_the_network(renderer, **options), focus_maps.refocus(depth, **options))
+    scale = 2 * max(depth.shape) / 1536  # of discs, which were learned in photos of 1536 pixels
+    for focus, aperture in ((None, 1), ((0.1, 0.2), 1), (None, 0), ((0.9, 0.9), 2.5)):
+        seen = seen_by_the_network(renderer, focus=focus, aperture=aperture)
+        assert np.array_equal(seen, focus_maps.refocus(depth, focus, aperture * scale))
 
 
 def test_network_for_depth_maps_sees_the_distance_from_the_focus(focus_checkpoint):
