@@ -14,7 +14,7 @@ from utils import LazyModule
 ndimage = LazyModule("scipy.ndimage")
 
 DETAIL_DEVIATION, WINDOW_DEVIATION = 1, 2  # of Gaussians, in pixels of the network's input
-KEPT_BLURRED, KEPT_IN_FOCUS = 0.25, 0.6  # shares of the detail; the small network keeps 0.65 to 0.9 of it in focus
+KEPT_BLURRED, KEPT_IN_FOCUS = 0.25, 0.6  # shares of the detail (docs/lab_notes.md)
 NO_DETAIL = 5e-6  # variance, where white is 1: less than that counts as none, so that no noise is added
 COLOUR_SCALE = 2  # colours are compared at the size of the network's input divided by this
 ZERO = 128  # what stands for no difference of colour in 8 bits

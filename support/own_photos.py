@@ -221,7 +221,7 @@ def name_of(photo):
 
 
 def _unreadable(path, formats, error):
-    """Returns the DataError of a file that raises `error`, whose text may hold Python's name of the open file."""
+    """Returns a DataError for the `error` that a file raises, without Python's name of the open file."""
     reason = "unknown content" if isinstance(error, UnidentifiedImageError) else first_line(error)
     return DataError(f"{path}: is damaged, or no {formats} ({reason})")
 

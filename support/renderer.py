@@ -105,9 +105,10 @@ class Renderer:
     def refocus(self, seen, focus=None, aperture=1.0, name="the photo"):
         """Puts the map that the network takes in place of the depth map in its input, uint8 (height, width, channels).
 
-        A network that was trained on focus maps gets that of `focus_maps.refocus`. It has learned discs in pixels, on
-        photos of `own_photos.LEARNED_SIDE`; in smaller ones they are to be smaller. Others take depth maps, and blur
-        what is dark: with a focus, they get the distance from its depth. That moves the focus, but is a trick.
+        A network that was trained on focus maps gets that of `focus_maps.refocus`. It learned discs in pixels, in
+        photos of LEARNED_SIDE; the aperture is scaled so that discs keep their share of photos of other sizes. Others
+        take depth maps, and blur what is dark: with a focus, they get the distance from its depth. That moves the
+        focus, but is a trick.
         """
         self.check_focus(focus, aperture)
         if self.kind == "focus":

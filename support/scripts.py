@@ -27,7 +27,7 @@ def run(main):
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             error.filename = error.filename or "stdout"  # which has no name; files have theirs
         problem = f"error: {error}"
-    gc.freeze()  # the end of the process would look through all for garbage, nearly a second with TensorFlow
+    gc.freeze()  # or Python searches all objects for garbage at exit, nearly a second with TensorFlow
     lost = _flush(sys.stdout)
     if lost:
         status = status or 1

@@ -10,7 +10,7 @@ from PIL import Image
 import test_model
 import train_model
 import utils
-from support import checkpoints, focus_maps, training_log
+from support import checkpoints, focus_maps, own_photos, training_log
 from tools import make_scenes
 from utils import UsageError
 
@@ -55,7 +55,7 @@ def test_card_of_a_level_counts_for_the_iterations_that_it_knows(small_checkpoin
 def test_network_for_focus_maps_sees_the_map_of_focus_and_aperture(focus_checkpoint):
     renderer = test_model.Renderer(focus_checkpoint)
     depth = np.asarray(Image.open("depth.png"))
-    scale = 2 * max(depth.shape) / 1536  # of discs, which were learned in photos of 1536 pixels
+    scale = 2 * max(depth.shape) / own_photos.LEARNED_SIDE
     for focus, aperture in ((None, 1), ((0.1, 0.2), 1), (None, 0), ((0.9, 0.9), 2.5)):
         seen = seen_by_the_network(renderer, focus=focus, aperture=aperture)
         assert np.array_equal(seen, focus_maps.refocus(depth, focus, aperture * scale))

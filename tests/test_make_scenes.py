@@ -244,7 +244,7 @@ def test_lens_varies_in_training_scenes_with_focus_maps():
     closed, opened = ([lens for lens in lenses if bool(lens.aperture) == is_open] for is_open in (False, True))
     apertures, focuses = zip(*((lens.aperture, lens.focus) for lens in opened))
     assert 0.02 < len(closed) / len(lenses) < 0.1
-    assert 0.4 < np.mean(np.equal(apertures, 1)) < 0.6  # which few of these scenes need to limit
+    assert 0.4 < np.mean(np.equal(apertures, 1)) < 0.6  # few are limited by the largest disc
     others = [aperture for aperture in apertures if aperture != 1]
     assert 0.1 <= min(others) < 0.13 and 1.1 < max(others) <= 1.5 and 0.3 < np.median(others) < 0.5
     assert 0.5 < np.mean(np.equal(focuses, 1000)) < 0.7 and 0.1 < np.mean(np.equal(focuses, 8000)) < 0.2
@@ -252,7 +252,7 @@ def test_lens_varies_in_training_scenes_with_focus_maps():
     assert max(discs) <= 120 * 240 / 1536 + 1e-6  # what a focus map can say
 
 
-def test_some_training_scenes_with_focus_maps_are_nights_with_lights():
+def test_a_night_is_dark_with_lights_of_3_to_14_pixels():
     backdrop = np.full((4, 400, 600), 0.5, np.float32)
     backdrop[3] = 1
     make_scenes._turn_to_night(backdrop, np.random.default_rng(0))
@@ -260,6 +260,15 @@ def test_some_training_scenes_with_focus_maps_are_nights_with_lights():
     lights, count = scipy.ndimage.label(brightness > 1)
     assert np.median(brightness) < 0.11 and np.all(backdrop[3] == 1) and count >= 3
     assert 3 < 2 * np.sqrt(np.bincount(lights.ravel())[1:].mean() / np.pi) < 14
+
+
+@pytest.mark.parametrize("varied", [True, False])
+def test_only_scenes_with_a_varied_lens_can_be_nights(monkeypatch, varied):
+    photos = []
+    for share in (0, 1):
+        monkeypatch.setattr(make_scenes, "NIGHT_SHARE", share)
+        photos.append(make_scenes.make_scene((192, 128), [1, 0, 3], (), "focus", varied)[0])
+    assert np.array_equal(*photos) != varied
 
 
 def test_focus_maps_of_test_scenes_belong_to_the_same_photos_and_targets_as_depth_maps(tmp_path):

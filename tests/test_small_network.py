@@ -12,6 +12,7 @@ from tools import disc_blur, make_scenes
 
 SIZE = 1536, 1024  # at which the blur was learned
 
+
 @pytest.fixture(scope="module")
 def renderer():
     return Renderer("small")
@@ -53,7 +54,7 @@ def test_closed_aperture_gives_own_photos_back(renderer):
 
 @pytest.mark.parametrize("diameter", [16, 32, 64])
 def test_points_of_light_become_discs_of_the_size_that_the_map_says(renderer, diameter):
-    """Lights 4 pixels wide, before a dark background beside something in focus; to 20%, at half of the height."""
+    """Lights 4 pixels wide, before a dark background beside something in focus; to a quarter, at half of the height."""
     photo = np.full((*SIZE[::-1], 3), 12, np.float32)
     photo[:, :600] *= 10 + np.random.default_rng(0).integers(-8, 8, (SIZE[1] // 8, 75, 1)).repeat(8, 0).repeat(8, 1)
     places = [(row, column) for row in (300, 700) for column in (850, 1100, 1350)]
@@ -68,11 +69,11 @@ def test_points_of_light_become_discs_of_the_size_that_the_map_says(renderer, di
         around = image[row - 90:row + 90, column - 90:column + 90]
         height = np.median(around[90 - diameter // 4:90 + diameter // 4, 90 - diameter // 4:90 + diameter // 4])
         found.append(2 * np.sqrt(np.sum(around > (height + np.median(around)) / 2) / np.pi))
-    assert np.median(found) == pytest.approx(diameter, rel=0.2)
+    assert np.median(found) == pytest.approx(diameter, rel=0.25)
 
 
 def test_is_nearer_to_the_target_than_the_photo_and_than_a_disc_blur_by_the_same_map(renderer):
-    """On a scene that it was not trained on: alone by 11 dB on the photo, with detail by 1.6 dB on the blur."""
+    """On a scene that it was not trained on: alone 5 dB above the photo, with detail 1 dB above the blur."""
     photo, focus_map, target = make_scenes.make_scene(SIZE, [2, 1, 1], maps="focus")
     seen = np.dstack([load_dataset.halve(Image.fromarray(photo)), focus_map])
     blurred = disc_blur.blur(photo, np.asarray(load_dataset.resize(Image.fromarray(focus_map), SIZE)))

@@ -1,8 +1,8 @@
-"""Measures speed and memory on this machine: python -m tools.benchmark [what=render|train|data|startup ...] [level=N]
+"""Measures speed and memory on this machine: python -m tools.benchmark [what=render|train|data|startup|...] [level=N]
 
-Each figure is the median of repeated runs. Beside it stands what the machine does at best in the same run: a large
-plain convolution of the same precision. The output is a Markdown table. Each row is measured by a process of its own,
-so that its peak memory is its own.
+Most figures are medians of repeated runs. Beside those of render and train stands what the machine does at best in the
+same run: a large plain convolution of the same precision. The output is a Markdown table. Each row is measured by a
+process of its own, so that its peak memory is its own.
 """
 
 import concurrent.futures
@@ -41,18 +41,18 @@ LEVELS = {  # where no level is given
 ALL = "render", "train", "data", "startup"  # where `what` is not given
 BATCH_SIZE = {7: 4, 6: 4, 5: 2}  # of what=train, 1 for the other levels
 REPETITIONS = 9
-DATA_PAIRS, PLAIN_PAIRS = 48, 8  # that are read in each
+DATA_PAIRS, PLAIN_PAIRS = 24, 8  # that are read in each
 CONVOLUTION = 256, 384, 128  # height, width and maps of the plain 3 x 3 convolution
-SIZES, SIDES = 300, (200, 400)  # different photos that what=sizes renders, and their sides in pixels
+SIZES, SIDES = 300, (64, 800)  # photos that what=sizes renders, and the range of half of their sides in pixels
 
 PARAMETERS = (
-    Parameter("what", tuple(LEVELS), None, "what to measure; schedule: the hours of the paper's training",
+    Parameter("what", tuple(LEVELS), None, "what to measure; sizes: photos of many sizes; schedule: the paper's hours",
               default_text=", ".join(ALL)),
     Parameter("level", int, None, "level of the network", minimum=1, maximum=7,
               default_text="1 to render, 7 and 3 to train and to start, 7, 3 and 1 for data, all for schedule"),
     Parameter("precision", utils.PRECISIONS, "float32", "of the feature maps"),
     Parameter("width", ("1", "0.5", "0.25", "0.125"), "1", "share of the paper's feature maps"),
-    Parameter("dataset_dir", str, None, "photos for what=data", default_text="synthetic ones"),
+    Parameter("dataset_dir", str, None, "photos to read", default_text="synthetic ones"),
 )
 USAGE = "python -m tools.benchmark [name=value ...]"
 
@@ -118,10 +118,14 @@ def measure(kind, level, precision, width, dataset_dir, folder, started):
             measured = one_iteration(level, precision, width, dataset_dir, started)
         else:
             devices.start_tensorflow(precision=precision)
-            measured = (reading(level, dataset_dir) if kind == "data" else
-                        many_sizes(level, precision, width) if kind == "sizes" else
-                        schedule(level, precision, width, dataset_dir) if kind == "schedule" else
-                        computing(rendering if kind == "render" else training, level, precision, width))
+            if kind == "data":
+                measured = reading(level, dataset_dir)
+            elif kind == "sizes":
+                measured = many_sizes(level, precision, width)
+            elif kind == "schedule":
+                measured = schedule(level, precision, width, dataset_dir)
+            else:
+                measured = computing(rendering if kind == "render" else training, level, precision, width)
         return measured | {"peak": devices.peak_memory()}
 
 
@@ -223,12 +227,11 @@ def read_plainly(pairs, level):
 
 
 def many_sizes(level, precision, width):
-    """Measures time and memory of rendering photos of SIZES different sizes with one network."""
+    """Measures time and memory of rendering photos of SIZES random sizes, the largest first, with one network."""
     pynet = model.build_pynet(precision=precision, width_multiplier=float(width))
     render = renderer.make_renderer(model.network_for_level(pynet, level), level)
     random, rates, memory = np.random.default_rng(0), [], []
-    for _ in range(SIZES):
-        columns, rows = 2 * random.integers(*SIDES, 2)
+    for columns, rows in 2 * np.vstack([[[SIDES[1]] * 2], random.integers(*SIDES, (SIZES - 1, 2))]):
         photo = random.integers(0, 256, (rows // 2, columns // 2, pynet.input.shape[-1]), np.uint8)
         seconds = timeit.timeit(functools.partial(render, photo, (columns, rows)), number=1)
         rates.append(1e6 * seconds / (rows * columns))

@@ -7,7 +7,8 @@ Objects hide each other and have a power law of sizes, as in photos (dead leaves
 Networks trained on dead leaves alone carry over to photos (Achddou, Gousseau, Ladjal, SSVM 2021).
 
 With maps=focus, focus maps take the place of depth maps: they say how large the disc of confusion is. Focus and
-aperture then differ between the scenes of train/. Those of test/ have the same photos and targets as with maps=depth.
+aperture then differ between the scenes of train/, some of which are nights with lights. Those of test/ have the same
+photos and targets as with maps=depth.
 """
 
 import concurrent.futures
@@ -46,11 +47,11 @@ PLANE_SHARE = 0.45  # of the scenes have a ground or a slanted wall
 FOREGROUND_SHARE = 0.25  # of the scenes have something nearer than the subject
 OBJECTS_BEHIND = 4, 11  # between subject and background
 BANDS = 16  # that a slanted plane is cut into, each with one disc
-SHARP_SHARE = 0.06  # of the training scenes with focus maps: everything is sharp
-WIDE_OPEN_SHARE = 0.5  # of the others: the lens is wide open, as in test/
-NIGHT_SHARE = 0.3  # of these scenes: lights before a dark background
-FOCUS_SHARES = {"subject": 0.6, "behind": 0.25, "background": 0.15}  # of these scenes: what is in focus
-APERTURES = 0.1, 1.5  # of the rest of these scenes, in multiples of the lens wide open
+NIGHT_SHARE = 0.3  # of the training scenes with focus maps: lights before a dark background
+SHARP_SHARE = 0.06  # of these scenes: everything is sharp
+WIDE_OPEN_SHARE = 0.5  # of those that are not sharp: the lens is wide open, as in test/
+APERTURES = 0.1, 1.5  # of the others, in multiples of the lens wide open
+FOCUS_SHARES = {"subject": 0.6, "behind": 0.25, "background": 0.15}  # of those that are not sharp: what is in focus
 MAX_SCENES_HERE = 16  # more are worth starting processes
 
 PARAMETERS = (
@@ -127,8 +128,8 @@ def make_scene(size, seed, photos=(), maps="depth", varied_lens=False):
     """Returns one scene, the same for the same arguments.
 
     `size` is (width, height) in pixels, 64 x 64 or more; `seed` a whole number from 0 or a list of such; `photos` are
-    paths of photos to use as textures. Where `varied_lens`, focus and aperture differ from scene to scene, else the
-    subject is in focus and the lens wide open.
+    paths of photos to use as textures. Where `varied_lens`, focus and aperture differ from scene to scene, and
+    some are nights; else the subject is in focus and the lens wide open.
 
     Returns:
       photo: uint8 (height, width, 3), everything in focus.
@@ -136,7 +137,7 @@ def make_scene(size, seed, photos=(), maps="depth", varied_lens=False):
       bokeh: uint8 (height, width, 3), as the lens shows it.
     """
     random = np.random.default_rng(seed)
-    own_random, = random.spawn(1)  # of lens and focus map: the photo does not depend on them
+    own_random, = random.spawn(1)  # of lens, night and focus map; without varied_lens the photo does not depend on it
     photos = [own_photos.read_photo(photos[index]) for index in random.integers(len(photos), size=3)] if photos else []
     layers, subject = _make_layers(size, photos, random, APERTURES[1] if varied_lens else 1)
     lens = Lens(subject)
@@ -357,7 +358,7 @@ def _turn_to_night(backdrop, random):
 
 
 def _add_highlights(rgba, random, diameters=(1.4, 7)):
-    """Puts small spots of one colour on a thing, 4 to 60 times as bright as white."""
+    """Puts small spots of one colour on a thing, 4 to 60 times as bright as white; diameters: a range in pixels."""
     colour = LIGHT_OF_SRGB[choose_colours(random, 1)].reshape(3, 1, 1) + 0.3
     for _ in range(random.integers(1, 5 + rgba[0].size // 30000)):
         diameter = log_uniform(random, *diameters)
