@@ -271,7 +271,8 @@ def test_resemblance_is_that_of_colours_seen_from_far():
 # From the download to numbers ----------------------------------------------------------------------------------------
 
 
-SMALL = {"model=midas_v21_small": "model=depth.keras", "val_size=294": "val_size=4", "batch_size=50": "batch_size=2"}
+SMALL = {"model=depth_anything_v2_small": "model=depth.keras", "val_size=294": "val_size=4",
+         "batch_size=50": "batch_size=2"}
 QUICK_LEVEL_7 = "width=0.125", "patch_size=64", "num_train_iters=2", "eval_step=2", "vgg_dir=none"
 
 
@@ -293,7 +294,7 @@ def write_download(folder):
 
 
 def write_depth_network(path):
-    """Writes a stand-in for MiDaS: a Keras network of any size that gives the green channel, without its detail."""
+    """Writes a stand-in for a depth network: of any size, it gives the green channel without its detail."""
     convolution = tf.keras.layers.Conv2D(1, 1, use_bias=False)
     network = tf.keras.Sequential([tf.keras.Input([None, None, 3]), convolution,
                                    *(tf.keras.layers.AveragePooling2D(32, 1, "same") for _ in range(2))])
