@@ -1,7 +1,6 @@
 """How does a script end? Errors become one line and an exit status, whatever has become of stdout and stderr."""
 
 import errno
-import gc
 import io
 import os
 import sys
@@ -27,7 +26,6 @@ def run(main):
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             error.filename = error.filename or "stdout"  # which has no name; files have theirs
         problem = f"error: {error}"
-    gc.freeze()  # or Python searches all objects for garbage at exit, nearly a second with TensorFlow
     lost = _flush(sys.stdout)
     if lost:
         status = status or 1

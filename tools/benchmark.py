@@ -65,14 +65,15 @@ def main(argv):
           "|---|---|---|---|---|---|", sep="\n", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         dataset_dir = os.path.abspath(settings.dataset_dir or os.path.join(folder, "photos"))
-        kinds, hours = [settings.what] if settings.what else ALL, []
+        kinds = [settings.what] if settings.what else ALL
         if not settings.dataset_dir and {"data", "startup", "schedule"} & set(kinds):
             make_scenes.write_dataset(pathlib.Path(dataset_dir), train_count=8, test_count=1, size=PHOTO_SIZE)
+        rows = []
         for kind in kinds:
             for level in [settings.level] if settings.level else LEVELS[kind]:
-                measured = measure_in_own_process(kind, level, settings, dataset_dir, folder)
-                hours += [measured["hours"]] if kind == "schedule" else []
-                print(row(measured), flush=True)
+                rows.append(measure_in_own_process(kind, level, settings, dataset_dir, folder))
+                print(row(rows[-1]), flush=True)
+    hours = [measured["hours"] for measured in rows if "hours" in measured]
     if len(hours) > 1:
         print(f"Paper's schedule: {sum(hours):.1f} hours")
 
@@ -141,11 +142,16 @@ def computing(prepare, level, precision, width):
 def rendering(level, precision, width):
     """Returns (what it is, a function that renders a photo of EBB!'s size, its floating-point operations)."""
     columns, rows = PHOTO_SIZE
-    pynet = model.build_pynet(precision=precision, width_multiplier=float(width))
-    render = renderer.make_renderer(model.network_for_level(pynet, level), level)
-    photo = np.random.default_rng(0).integers(0, 256, (rows // 2, columns // 2, pynet.input.shape[-1]), np.uint8)
+    render, channels = build_renderer(level, precision, width)
+    photo = np.random.default_rng(0).integers(0, 256, (rows // 2, columns // 2, channels), np.uint8)
     count = operations(level, rows // 2, columns // 2, width)
     return f"render {rows} x {columns}, level {level}", lambda: render(photo, PHOTO_SIZE), count
+
+
+def build_renderer(level, precision, width):
+    """Builds a network. Returns what `renderer.make_renderer` makes of it, and the channels of its input."""
+    pynet = model.build_pynet(precision=precision, width_multiplier=float(width))
+    return renderer.make_renderer(model.network_for_level(pynet, level), level), pynet.input.shape[-1]
 
 
 def training(level, precision, width, batch_size=None):
@@ -228,16 +234,14 @@ def read_plainly(pairs, level):
 
 def many_sizes(level, precision, width):
     """Measures time and memory of rendering photos of SIZES random sizes, the largest first, with one network."""
-    pynet = model.build_pynet(precision=precision, width_multiplier=float(width))
-    render = renderer.make_renderer(model.network_for_level(pynet, level), level)
-    random, rates, memory = np.random.default_rng(0), [], []
-    for columns, rows in 2 * np.vstack([[[SIDES[1]] * 2], random.integers(*SIDES, (SIZES - 1, 2))]):
-        photo = random.integers(0, 256, (rows // 2, columns // 2, pynet.input.shape[-1]), np.uint8)
-        seconds = timeit.timeit(functools.partial(render, photo, (columns, rows)), number=1)
-        rates.append(1e6 * seconds / (rows * columns))
-        memory.append(devices.peak_memory() / 1e9)
-    parts = [slice(start, start + SIZES // 3) for start in range(0, SIZES, SIZES // 3)]
-    texts = [f"{statistics.median(rates[part]):.2f} s a megapixel and {memory[part][-1]:.2f} GB" for part in parts[:3]]
+    render, channels = build_renderer(level, precision, width)
+    random, measured = np.random.default_rng(0), []
+    for columns, rows in np.vstack([[SIDES[1]] * 2, random.integers(*SIDES, (SIZES - 1, 2))]):
+        photo = random.integers(0, 256, (rows, columns, channels), np.uint8)
+        seconds = timeit.timeit(functools.partial(render, photo, (2 * columns, 2 * rows)), number=1)
+        measured.append((1e6 * seconds / (4 * rows * columns), devices.peak_memory() / 1e9))
+    texts = [f"{np.median(part[:, 0]):.2f} s a megapixel and {part[-1, 1]:.2f} GB"
+             for part in np.array_split(measured, 3)]
     return {"what": f"render {SIZES} sizes, level {level}, width {width}, {precision}",
             "result": f"in the first, second and last third {', '.join(texts)}"}
 
