@@ -57,11 +57,12 @@ PARAMETERS = (
     Parameter("focus", str, None, "X,Y as shares of width and height: what is in focus in own photos",
               default_text="what is near around the middle"),
     Parameter("aperture", float, 1.0, "own photos: 0 leaves all in focus, 2 doubles every disc", minimum=0),
-    Parameter("detail", bool, True, "own photos keep their detail in focus; false gives the network's bare picture"),
+    Parameter("detail", bool, None, "the photo's detail in focus; false gives the network's bare picture",
+              default_text="true for own photos, false for a data set"),
     Parameter("out", str, None, "folder of the results", default_text=f"{utils.FULL_RESOLUTION}/<run>/"),
 )
 FOR_DATA_SETS = "dataset_dir", "val_size"
-FOR_OWN_PHOTOS = "depth_dir", "depth_model", "depth_is", "max_side", "focus", "aperture", "detail"
+FOR_OWN_PHOTOS = "depth_dir", "depth_model", "depth_is", "max_side", "focus", "aperture"
 USAGE = "python test_model.py [name=value ...]"
 
 
@@ -102,6 +103,9 @@ def check_arguments(settings):
     for name in FOR_DATA_SETS if settings.images_dir else FOR_OWN_PHOTOS:
         if name in settings.given:
             raise UsageError(f"{name}: is for {use}")
+    if settings.detail and settings.level > 1:
+        raise UsageError(f"detail=true: is for level 1; the pictures of level {settings.level} are too small for it")
+    settings.detail = bool(settings.images_dir) if settings.detail is None else settings.detail
     depth_networks.check_name(settings.depth_model)
     if settings.focus:
         settings.focus = focus_maps.parse_focus(settings.focus)
@@ -154,7 +158,7 @@ def render_all(settings, run, renderer, pairs, problems):
     means = results_page.mean_metrics([result.metrics for result in results])
     if means:
         print(f"Mean: {results_page.metrics_text(means)}")
-    if means and iteration:
+    if means and iteration and not settings.detail:  # the level's curve is that of its bare pictures
         try:
             training_log.write_test_means(settings.level, iteration, results_page.curve_name(settings, run), means)
         except (OSError, DataError) as error:
@@ -192,7 +196,11 @@ def _render_photo(settings, renderer, path, pair):
         seen = renderer.refocus(seen, name=pair.photo) if pair.kind == "depth" else seen
         target = load_dataset.load_target(pair, settings.level) if pair.bokeh else None
         with renderer.lock:
-            image = renderer.render_whole(seen, size, pair.photo)
+            if settings.detail:
+                picture = renderer.render_own(seen, size, load_dataset.read(pair, "photo"), name=pair.photo)
+                image = np.float32(picture) / 255
+            else:
+                image = renderer.render_whole(seen, size, pair.photo)
             metrics = measure(image, target) if pair.bokeh else {}
         picture = utils.to_uint8(image)
     utils.write_image(path, picture, info)

@@ -150,7 +150,7 @@ WRONG_CALLS = {  # the call, and what its one line has to say
     "test_model.py image_dir=photos": ["image_dir=photos", "did you mean images_dir="],
     "test_model.py depths_dir=depth": ["depths_dir=depth", "did you mean depth_dir="],
     "test_model.py max_side=1024": ["max_side", "images_dir"],
-    "test_model.py detail=false": ["detail", "images_dir"],
+    "test_model.py detail=true level=2": ["detail=true", "level 1"],
     "test_model.py images_dir=photos depth_dir=depth max_side=63": ["max_side=63", "64 or more"],
     "test_model.py images_dir=photos depth_dir=depth max_side=large": ["max_side=large", "whole number"],
     "test_model.py ebb_dataset/": ["ebb_dataset/", "dataset_dir"],

@@ -1,4 +1,5 @@
-"""support/detail.py: what is in focus keeps the photo's own detail, what is blurred stays as the network rendered it.
+"""support/detail.py: what is in focus keeps the photo's own detail, what is blurred stays as the network rendered it,
+or loses its grain where the focus map says that there can be none.
 
 The network is a stand-in: the photo at half size, enlarged softly as the small network does it in focus, with a blurred
 right half.
@@ -72,3 +73,33 @@ def test_no_outline_of_the_photo_comes_back_beside_a_blurred_edge():
     photo = Image.fromarray(pixels)
     seen, rendered = rendered_like(photo)
     np.testing.assert_array_equal(detail.add_detail(photo, rendered, seen), rendered)
+
+
+def test_grain_goes_where_the_focus_map_says_blurred_and_nothing_else():
+    """A grid of four pixels on a blurred surface goes; nothing within 8 pixels of what is sharp is touched."""
+    surface = np.float32(np.linspace(60, 180, WIDTH))[None, :, None].repeat(HEIGHT, 0).repeat(3, 2)
+    rendered = surface + 6 * np.tile([1, 0, -1, 0], WIDTH // 4)[:, None]
+    focus_map = np.full((HEIGHT // 2, WIDTH // 2), 255, np.uint8)
+    focus_map[:, EDGE // 2:] = 180
+    smooth = np.float32(detail.remove_grain(Image.fromarray(np.uint8(rendered)), focus_map))
+    np.testing.assert_array_equal(smooth[:, :EDGE + 8], np.uint8(rendered)[:, :EDGE + 8])
+    np.testing.assert_allclose(smooth[:, EDGE + MARGIN:-MARGIN], surface[:, EDGE + MARGIN:-MARGIN], atol=1.5)
+
+
+@pytest.mark.parametrize("value, stays", [(205, False), (239, True)])
+def test_grain_stays_where_the_disc_is_small(value, stays):
+    photo = textured(SIZE)
+    same = detail.remove_grain(photo, np.full((HEIGHT // 2, WIDTH // 2), value, np.uint8)) == photo
+    assert same == stays
+
+
+@pytest.mark.parametrize("scale", [1, 2.5])
+def test_what_the_focus_map_says_to_be_sharp_is_the_photo_itself(scale):
+    photo = textured(tuple(round(side * scale) for side in SIZE))
+    focus_map = np.full((HEIGHT // 2, WIDTH // 2), 200, np.uint8)
+    focus_map[:, :EDGE // 2] = 255
+    picture = Image.new("RGB", photo.size)
+    detail.keep_sharp(picture, photo, focus_map)
+    sharp, blurred = slice(0, round(scale * (EDGE - 8))), slice(round(scale * EDGE), None)
+    np.testing.assert_array_equal(np.asarray(picture)[:, sharp], np.asarray(photo)[:, sharp])
+    assert not np.asarray(picture)[:, blurred].any()

@@ -7,10 +7,11 @@ import pytest
 from conftest import QUICK
 from PIL import Image
 
+import load_dataset
 import test_model
 import train_model
 import utils
-from support import checkpoints, focus_maps, own_photos, training_log
+from support import checkpoints, dataset_files, focus_maps, own_photos, training_log
 from tools import make_scenes
 from utils import UsageError
 
@@ -126,6 +127,24 @@ def test_kinds_of_maps_that_do_not_fit_are_named(focus_checkpoint, call):
     utils.SMALL.with_name(f"{utils.SMALL.name}.json").unlink()
     done = call(test_model, "small=true", "dataset_dir=focus")
     assert done.status == 1 and "trained on depth maps" in done.err
+
+
+def test_data_set_is_measured_bare_or_with_the_detail_of_own_photos(focus_checkpoint, call, workplace):
+    make_scenes.write_dataset("focus", 1, 1, size=(192, 160), maps="focus")
+    renderer, [pair] = test_model.Renderer(focus_checkpoint), dataset_files.find_test_photos("focus/")
+    seen, photo = load_dataset.load_input(pair), load_dataset.read(pair, "photo")
+    target = load_dataset.load_target(pair, level=1)
+    for argument, expected in {
+            "detail=false": renderer.render_whole(seen, pair.size),
+            "detail=true": np.float32(renderer.render_own(seen, pair.size, photo)) / 255}.items():
+        done = call(test_model, "small=true", "dataset_dir=focus/", argument, f"out={argument}")
+        [written] = workplace.glob(f"{argument}/*.png")
+        np.testing.assert_array_equal(Image.open(written), utils.to_uint8(expected))
+        psnr = test_model.measure(expected, target)["PSNR"]
+        assert done.status == 0 and f"Mean: PSNR {psnr:.2f} dB" in done.out
+    bare = call(test_model, "small=true", "dataset_dir=focus/", "out=default")
+    assert bare.status == 0 and (workplace / "default" / written.name).read_bytes() == (
+        workplace / "detail=false" / written.name).read_bytes()
 
 
 def test_training_notes_the_kind_of_maps_and_refuses_another_but_for_fine_tuning(workplace, small_dataset, call):
