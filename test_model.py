@@ -57,7 +57,7 @@ PARAMETERS = (
     Parameter("focus", str, None, "X,Y as shares of width and height: what is in focus in own photos",
               default_text="what is near around the middle"),
     Parameter("aperture", float, 1.0, "own photos: 0 leaves all in focus, 2 doubles every disc", minimum=0),
-    Parameter("detail", bool, None, "the photo's detail in focus; false gives the network's bare picture",
+    Parameter("detail", bool, None, "keep the photo's detail in focus; false gives the network's bare picture",
               default_text="true for own photos, false for a data set"),
     Parameter("out", str, None, "folder of the results", default_text=f"{utils.FULL_RESOLUTION}/<run>/"),
 )
@@ -105,7 +105,8 @@ def check_arguments(settings):
             raise UsageError(f"{name}: is for {use}")
     if settings.detail and settings.level > 1:
         raise UsageError(f"detail=true: is for level 1; the pictures of level {settings.level} are too small for it")
-    settings.detail = bool(settings.images_dir) if settings.detail is None else settings.detail
+    if settings.detail is None:
+        settings.detail = bool(settings.images_dir) and settings.level == 1
     depth_networks.check_name(settings.depth_model)
     if settings.focus:
         settings.focus = focus_maps.parse_focus(settings.focus)
@@ -195,12 +196,11 @@ def _render_photo(settings, renderer, path, pair):
         seen, size = load_dataset.load_input(pair), pair.size
         seen = renderer.refocus(seen, name=pair.photo) if pair.kind == "depth" else seen
         target = load_dataset.load_target(pair, settings.level) if pair.bokeh else None
+        if settings.detail:
+            image = np.float32(renderer.render_own(seen, size, load_dataset.read(pair, "photo"), name=pair.photo)) / 255
+        else:
+            image = renderer.render_whole(seen, size, pair.photo)
         with renderer.lock:
-            if settings.detail:
-                picture = renderer.render_own(seen, size, load_dataset.read(pair, "photo"), name=pair.photo)
-                image = np.float32(picture) / 255
-            else:
-                image = renderer.render_whole(seen, size, pair.photo)
             metrics = measure(image, target) if pair.bokeh else {}
         picture = utils.to_uint8(image)
     utils.write_image(path, picture, info)

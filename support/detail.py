@@ -19,24 +19,55 @@ KEPT_BLURRED, KEPT_IN_FOCUS = 0.25, 0.6  # shares of the detail (docs/lab_notes.
 NO_DETAIL = 5e-6  # variance, where white is 1: less than that counts as none, so that no noise is added
 COLOUR_SCALE = 2  # colours are compared at the size of the network's input divided by this
 GRAIN_DEVIATION = 3  # of a Gaussian, in pixels of the rendering (docs/lab_notes.md)
-WITHOUT_GRAIN = 204, 238  # values of a focus map up to which grain goes, and from which it stays: discs of 24, 8 pixels
-SHARP = 240, 252  # values up to which nothing is the photo itself, and from which all is: discs of 7 and 1.4 pixels
-RIM_OF_SHARP, RIM_OF_BLURRED = 9, 5  # pixels of the focus map within which all must be blurred, or sharp
+BLURRED, SHARP = (204, 238), (240, 252)  # values of a focus map: all and no grain goes; nothing and all is the photo
+BLURRED_WINDOW, SHARP_WINDOW = 9, 5  # pixels of the focus map: side of the square that must be blurred or sharp
+AGREES = 6, 18  # differences from the photo, of 255: what is in focus is the photo itself; something lies over it
 ZERO = 128  # what stands for no difference of colour in 8 bits
 
 
-def add_detail(photo, rendered, seen):
+def add_detail(photo, rendered, seen, focus_map=None):
     """Returns the rendering enlarged to the photo's size, with the photo's detail where it is in focus.
 
     photo, rendered, seen: Pillow images of mode "RGB", as what is returned; `rendered` is of the size at which the
-    network computed, and `seen`, what it saw, of half of that.
+    network computed, and `seen`, what it saw, of half of that; focus_map: uint8, of the size of `seen`, what a network
+    for focus maps took.
     """
+    if focus_map is not None:
+        rendered = remove_grain(rendered, focus_map)
     small = resize(rendered, seen.size)
-    mask = Image.fromarray(np.uint8(np.round(255 * in_focus(seen, small))))
     sharp = ImageChops.add(photo, resize(_colour_difference(small, seen), photo.size), offset=-ZERO)
     picture = rendered.resize(photo.size, Image.Resampling.BICUBIC)  # always a copy
-    picture.paste(sharp, mask=mask.resize(photo.size, Image.Resampling.BILINEAR))
+    picture.paste(sharp, mask=_as_mask(in_focus(seen, small), photo.size))
+    if focus_map is not None:
+        picture.paste(photo, mask=_as_mask(said_sharp(focus_map, seen, small), photo.size))
     return picture
+
+
+def remove_grain(rendered, focus_map):
+    """Returns the rendering without the grid of four pixels and the noise that the network leaves in blurred areas.
+
+    It is smoothed where the discs of confusion of all around are wide. Their rims become softer by this, too.
+
+    rendered: Pillow image of mode "RGB", as what is returned; focus_map: uint8 (height, width), of half its size.
+    """
+    blurred = 1 - np.interp(ndimage.maximum_filter(focus_map, BLURRED_WINDOW), BLURRED, [0, 1])
+    smooth = rendered.filter(ImageFilter.GaussianBlur(GRAIN_DEVIATION))
+    return Image.composite(smooth, rendered, _as_mask(blurred, rendered.size))
+
+
+def said_sharp(focus_map, seen, rendered):
+    """Returns float (height, width) from 0 to 1, where the photo itself can stand, since the focus map says so.
+
+    A blurred foreground spreads over what is sharp behind it: there the rendering has other colours than the photo.
+
+    focus_map: uint8 (height, width); seen, rendered: Pillow images of mode "RGB", of its size.
+    """
+    share = np.interp(ndimage.minimum_filter(focus_map, SHARP_WINDOW), SHARP, [0, 1])
+    if share.min() < 1:
+        difference = np.float32(rendered) - np.float32(seen)
+        difference = ndimage.gaussian_filter(difference, (WINDOW_DEVIATION, WINDOW_DEVIATION, 0))
+        share *= np.interp(np.abs(difference).max(-1), AGREES, [1, 0])
+    return share
 
 
 def in_focus(seen, rendered):
@@ -53,28 +84,9 @@ def in_focus(seen, rendered):
     return share * share * (3 - 2 * share)  # without steps
 
 
-def remove_grain(rendered, focus_map):
-    """Returns the rendering without the fine pattern that the network leaves in what is well out of focus.
-
-    A disc of confusion lets hardly any detail pass that is much finer than itself. The rest, noise and a grid of four
-    pixels, is the network's own.
-
-    rendered: Pillow image of mode "RGB", as what is returned, of the size at which the network computed; focus_map:
-    uint8 of half that size, what the network took.
-    """
-    sharpest = ndimage.maximum_filter(focus_map, RIM_OF_SHARP)
-    smooth = rendered.filter(ImageFilter.GaussianBlur(GRAIN_DEVIATION))
-    return Image.composite(rendered, smooth, _mask(sharpest, WITHOUT_GRAIN, rendered.size))
-
-
-def keep_sharp(picture, photo, focus_map):
-    """Puts the photo into a picture where the focus map says that all around is sharp. Pillow images of one size."""
-    picture.paste(photo, mask=_mask(ndimage.minimum_filter(focus_map, RIM_OF_BLURRED), SHARP, photo.size))
-
-
-def _mask(values, between, size):
-    mask = Image.fromarray(np.uint8(np.interp(values, between, [0, 255])))
-    return mask.resize(size, Image.Resampling.BILINEAR)
+def _as_mask(share, size):
+    """Returns a Pillow image of mode "L" and this size, of numbers from 0 to 1."""
+    return Image.fromarray(np.uint8(np.round(255 * share))).resize(size, Image.Resampling.BILINEAR)
 
 
 def _colour_difference(first, second):

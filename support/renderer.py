@@ -120,12 +120,20 @@ class Renderer:
         return seen
 
     def render_own(self, seen, size, photo, with_detail=True, name="the photo"):
-        """Renders what `own_photos.load_input` gave. Returns a Pillow image, as `__call__` says."""
+        """Renders what `own_photos.load_input` gave, after `refocus`. Returns a Pillow image, as `__call__` says."""
         framed, frame = add_frame(seen, self.level)
         image = self.render_whole(framed, tuple(side + 2 * frame for side in size), name)
         image = Image.fromarray(utils.to_uint8(image[tuple(
             slice(frame >> (self.level - 1), (frame + side) >> (self.level - 1)) for side in reversed(size))]))
-        return finish(image, seen, photo, self.level, with_detail, seen[..., 3] if self.kind == "focus" else None)
+        colours, focus_map = seen[..., :3], seen[..., 3] if self.kind == "focus" else None
+        if with_detail and self.level == 1:
+            picture = detail.add_detail(photo, image, Image.fromarray(colours), focus_map)
+        else:
+            picture = resize(image, tuple(side >> (self.level - 1) for side in photo.size))
+        if np.all(colours == colours[..., :1]):  # a grey photo stays grey
+            picture = picture.convert("L").convert("RGB")
+        picture.info = photo.info
+        return picture
 
     def render_whole(self, seen, size, name="the photo"):
         """Returns what the network makes of an input, see `make_renderer`. Raises DataError where it is not finite."""
@@ -166,25 +174,3 @@ def add_frame(seen, level):
     """
     width = max(FRAME, 2 ** level // 4)
     return np.pad(seen, [(width, width), (width, width), (0, 0)], "reflect"), 2 * width
-
-
-def finish(rendered, seen, photo, level, with_detail=True, focus_map=None):
-    """Makes the picture of a photo from what the network made of it.
-
-    rendered, photo: Pillow images of mode "RGB"; seen: the network's input; focus_map: what it took, if it was one.
-    Returns a Pillow image of the photo's size, halved for each level above 1, with its `info`. At level 1, it gets the
-    photo's detail, see `support.detail`. A grey photo stays grey.
-    """
-    colours = seen[..., :3]
-    if level == 1 and with_detail:
-        if focus_map is not None:
-            rendered = detail.remove_grain(rendered, focus_map)
-        picture = detail.add_detail(photo, rendered, Image.fromarray(colours))
-        if focus_map is not None:
-            detail.keep_sharp(picture, photo, focus_map)
-    else:
-        picture = resize(rendered, tuple(side >> (level - 1) for side in photo.size))
-    if np.all(colours == colours[..., :1]):
-        picture = picture.convert("L").convert("RGB")
-    picture.info = photo.info
-    return picture

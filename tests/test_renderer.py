@@ -78,6 +78,16 @@ def test_frame_is_cut_back_to_the_same_pixels(render, monkeypatch):
                                   array[..., :3].repeat(2, 0).repeat(2, 1))
 
 
+@pytest.mark.parametrize("kind", ["depth", "focus"])
+def test_only_a_focus_map_says_what_is_the_photo_itself(render, monkeypatch, kind):
+    """Where a depth map is white, something is near, and whether it is sharp is up to the network."""
+    monkeypatch.setattr(render, "kind", kind)
+    monkeypatch.setattr(render, "_render", lambda photo, size: np.full((size[1], size[0], 3), 0.2, np.float32))
+    photo = smooth(SIZE, 3)
+    seen = np.dstack([photo.resize((WIDTH // 2, HEIGHT // 2)), np.full((HEIGHT // 2, WIDTH // 2), 255, np.uint8)])
+    assert (render.render_own(seen, SIZE, photo) == photo) == (kind == "focus")
+
+
 def test_picture_that_is_not_finite_is_refused(small_checkpoint, small_pynet, tmp_path):
     from support import checkpoints
     values = {name: variable.numpy() for name, variable in small_pynet.variables.items()}

@@ -279,7 +279,8 @@ def test_page_table_and_means_are_of_what_was_printed(whole_run):
 
 @pytest.mark.parametrize("arguments, curve", [
     ([], "test_ebb_dataset_float32"), (["dataset_dir=other.d/"], "test_other.d_float32"),
-    (["val_size=1", "precision=bfloat16"], "test_ebb_dataset_val_1_bfloat16"), (["small=true"], None)])
+    (["val_size=1", "precision=bfloat16"], "test_ebb_dataset_val_1_bfloat16"), (["small=true"], None),
+    (["detail=true"], None)])
 def test_means_get_a_curve_for_each_data_set_and_precision(place_with, call, white_network, small_checkpoint,
                                                            link_checkpoint, monkeypatch, arguments, curve):
     place_with("3")
