@@ -57,8 +57,8 @@ PARAMETERS = (
     Parameter("focus", str, None, "X,Y as shares of width and height: what is in focus in own photos",
               default_text="what is near around the middle"),
     Parameter("aperture", float, 1.0, "own photos: 0 leaves all in focus, 2 doubles every disc", minimum=0),
-    Parameter("detail", bool, None, "keep the photo's detail in focus; false gives the network's bare picture",
-              default_text="true for own photos, false for a data set"),
+    Parameter("detail", bool, None, "level 1 with the photo's detail in focus; false gives the network's bare picture",
+              default_text="true for own photos"),
     Parameter("out", str, None, "folder of the results", default_text=f"{utils.FULL_RESOLUTION}/<run>/"),
 )
 FOR_DATA_SETS = "dataset_dir", "val_size"

@@ -1,4 +1,4 @@
-"""How does a rendered photo get the photo's size, its own detail in what is in focus, and none in what is not?
+"""How does a rendered photo get the photo's size, its own detail in focus, and smooth blurred areas?
 
 The network computes at a size of its own and sees the photo at half of that, so fine detail is lost even in focus. The
 blur is that of the enlarged rendering. Where the rendering kept the detail of what the network saw, the photo itself
@@ -18,9 +18,9 @@ DETAIL_DEVIATION, WINDOW_DEVIATION = 1, 2  # of Gaussians, in pixels of the netw
 KEPT_BLURRED, KEPT_IN_FOCUS = 0.25, 0.6  # shares of the detail (docs/lab_notes.md)
 NO_DETAIL = 5e-6  # variance, where white is 1: less than that counts as none, so that no noise is added
 COLOUR_SCALE = 2  # colours are compared at the size of the network's input divided by this
-GRAIN_DEVIATION = 3  # of a Gaussian, in pixels of the rendering (docs/lab_notes.md)
-BLURRED, SHARP = (204, 238), (240, 252)  # values of a focus map: all and no grain goes; nothing and all is the photo
+SMOOTHING = ((3, (204, 238)), (6, (60, 190)))  # deviation in pixels of the rendering; in full and not at all from these
 BLURRED_WINDOW, SHARP_WINDOW = 9, 5  # pixels of the focus map: side of the square that must be blurred or sharp
+SHARP = 240, 252  # values of the focus map up to which nothing is the photo itself, and from which all is
 AGREES = 6, 18  # differences from the photo, of 255: what is in focus is the photo itself; something lies over it
 ZERO = 128  # what stands for no difference of colour in 8 bits
 
@@ -30,7 +30,7 @@ def add_detail(photo, rendered, seen, focus_map=None):
 
     photo, rendered, seen: Pillow images of mode "RGB", as what is returned; `rendered` is of the size at which the
     network computed, and `seen`, what it saw, of half of that; focus_map: uint8, of the size of `seen`, what a network
-    for focus maps took.
+    for focus maps took, None for other networks.
     """
     if focus_map is not None:
         rendered = remove_grain(rendered, focus_map)
@@ -46,17 +46,20 @@ def add_detail(photo, rendered, seen, focus_map=None):
 def remove_grain(rendered, focus_map):
     """Returns the rendering without the grid of four pixels and the noise that the network leaves in blurred areas.
 
-    It is smoothed where the discs of confusion of all around are wide. Their rims become softer by this, too.
+    It is smoothed where the discs of confusion of all around are wide, and the more, the wider they are. Their rims
+    become softer by this, too.
 
     rendered: Pillow image of mode "RGB", as what is returned; focus_map: uint8 (height, width), of half its size.
     """
-    blurred = 1 - np.interp(ndimage.maximum_filter(focus_map, BLURRED_WINDOW), BLURRED, [0, 1])
-    smooth = rendered.filter(ImageFilter.GaussianBlur(GRAIN_DEVIATION))
-    return Image.composite(smooth, rendered, _as_mask(blurred, rendered.size))
+    sharpest, smooth = ndimage.maximum_filter(focus_map, BLURRED_WINDOW), rendered
+    for deviation, values in SMOOTHING:
+        blurred = rendered.filter(ImageFilter.GaussianBlur(deviation))
+        smooth = Image.composite(blurred, smooth, _as_mask(np.interp(sharpest, values, [1, 0]), rendered.size))
+    return smooth
 
 
 def said_sharp(focus_map, seen, rendered):
-    """Returns float (height, width) from 0 to 1, where the photo itself can stand, since the focus map says so.
+    """Returns float (height, width) from 0 to 1: where the photo itself stands, because the focus map says sharp.
 
     A blurred foreground spreads over what is sharp behind it: there the rendering has other colours than the photo.
 

@@ -86,11 +86,11 @@ def test_grain_goes_where_the_focus_map_says_blurred_and_nothing_else():
     np.testing.assert_allclose(smooth[:, EDGE + MARGIN:-MARGIN], surface[:, EDGE + MARGIN:-MARGIN], atol=1.5)
 
 
-@pytest.mark.parametrize("value, smoothed", [(204, True), (238, False)])
-def test_grain_goes_from_large_discs_and_stays_in_small_ones(value, smoothed):
+@pytest.mark.parametrize("value, deviation", [(238, 0), (204, 3), (190, 3), (60, 6)])
+def test_grain_goes_from_large_discs_and_stays_in_small_ones(value, deviation):
     photo = textured(SIZE)
     result = detail.remove_grain(photo, np.full((HEIGHT // 2, WIDTH // 2), value, np.uint8))
-    assert result == (photo.filter(ImageFilter.GaussianBlur(detail.GRAIN_DEVIATION)) if smoothed else photo)
+    assert result == (photo.filter(ImageFilter.GaussianBlur(deviation)) if deviation else photo)
 
 
 @pytest.mark.parametrize("scale", [1, 2.5])

@@ -72,13 +72,13 @@ def test_points_of_light_become_discs_of_the_size_that_the_map_says(renderer, di
 
 
 def test_is_nearer_to_the_target_than_the_photo_and_than_a_disc_blur_by_the_same_map(renderer):
-    """On a scene that it was not trained on: alone 5 dB above the photo, with detail 1 dB above the blur."""
+    """On a scene that it was not trained on: alone 5 dB above the photo, finished 2.5 dB above the blur."""
     photo, focus_map, target = make_scenes.make_scene(SIZE, [2, 1, 1], maps="focus")
     seen = np.dstack([load_dataset.halve(Image.fromarray(photo)), focus_map])
     blurred = disc_blur.blur(photo, np.asarray(load_dataset.resize(Image.fromarray(focus_map), SIZE)))
-    bare, detailed = (renderer.render_own(seen, SIZE, Image.fromarray(photo), with_detail)
+    bare, finished = (renderer.render_own(seen, SIZE, Image.fromarray(photo), with_detail)
                       for with_detail in (False, True))
-    assert psnr(bare, target) > psnr(photo, target) + 5 and psnr(detailed, target) > psnr(blurred, target) + 1
+    assert psnr(bare, target) > psnr(photo, target) + 5 and psnr(finished, target) > psnr(blurred, target) + 2.5
 
 
 def psnr(picture, target):

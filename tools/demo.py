@@ -88,7 +88,7 @@ def prepare_folder():
 
 def commands(seed):
     """Yields the calls of the scripts, each as [script, argument, ...]."""
-    yield ["test_model.py", "small=true", f"out={RENDERED}"]
+    yield ["test_model.py", "small=true", "detail=true", f"out={RENDERED}"]
     for level, iterations in SCHEDULE.items():
         rate = "4e-4" if level > 2 else "5e-5"  # 2 and 1 begin as the level above: larger steps only disturb that
         yield ["train_model.py", f"level={level}", f"num_train_iters={iterations}", f"learning_rate={rate}",
