@@ -196,11 +196,10 @@ def _render_photo(settings, renderer, path, pair):
         seen, size = load_dataset.load_input(pair), pair.size
         seen = renderer.refocus(seen, name=pair.photo) if pair.kind == "depth" else seen
         target = load_dataset.load_target(pair, settings.level) if pair.bokeh else None
-        if settings.detail:
-            image = np.float32(renderer.render_own(seen, size, load_dataset.read(pair, "photo"), name=pair.photo)) / 255
-        else:
-            image = renderer.render_whole(seen, size, pair.photo)
-        with renderer.lock:
+        photo = load_dataset.read(pair, "photo") if settings.detail else None
+        with renderer.lock:  # measuring, too, so that it need not wait for the network again
+            image = (np.float32(renderer.render_own(seen, size, photo, name=pair.photo)) / 255 if settings.detail
+                     else renderer.render_whole(seen, size, pair.photo))
             metrics = measure(image, target) if pair.bokeh else {}
         picture = utils.to_uint8(image)
     utils.write_image(path, picture, info)
