@@ -18,7 +18,9 @@ DETAIL_DEVIATION, WINDOW_DEVIATION = 1, 2  # of Gaussians, in pixels of the netw
 KEPT_BLURRED, KEPT_IN_FOCUS = 0.25, 0.6  # shares of the detail (docs/lab_notes.md)
 NO_DETAIL = 5e-6  # variance, where white is 1: less than that counts as none, so that no noise is added
 COLOUR_SCALE = 2  # colours are compared at the size of the network's input divided by this
-SMOOTHING = ((3, (204, 238)), (6, (60, 190)))  # deviation in pixels of the rendering; in full and not at all from these
+# Deviations of Gaussians in pixels of the rendering, and values of the focus map: up to the first all is smoothed, and
+# from the second on nothing.
+SMOOTHING = (3, (204, 238)), (6, (60, 190))
 BLURRED_WINDOW, SHARP_WINDOW = 9, 5  # pixels of the focus map: side of the square that must be blurred or sharp
 SHARP = 240, 252  # values of the focus map up to which nothing is the photo itself, and from which all is
 AGREES = 6, 18  # differences from the photo, of 255: what is in focus is the photo itself; something lies over it
